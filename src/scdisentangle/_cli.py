@@ -1,0 +1,127 @@
+"""The command line: parse, run, and turn what a user can put right into one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+EXPECTED_FAILURES = (ValueError, KeyError, OSError)
+"""What bad input raises; :class:`scdisentangle.InputError` is a ``ValueError``."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments after the program's name, ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    Exit code: 0 when all is done, 2 after an error that is the input's, 130 when interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _check(arguments)
+        from ._integrate import integrate
+
+        integrate(arguments)
+    except EXPECTED_FAILURES as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"error: interrupted, {arguments.out} was not written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="scdisentangle", description="Split each cell's code into biology and batch."
+    )
+    parser.add_argument("--version", action="version", version=version("scdisentangle"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    integrate = commands.add_parser(
+        "integrate",
+        help="select genes, train, embed, score and draw",
+        description="Select genes, train, embed, score and draw. Without INPUT, on a simulated set "
+        "with three batches and six cell types. Labels are for scores and pictures only, the model "
+        "does not see them.",
+    )
+    integrate.add_argument(
+        "input", nargs="?", type=Path, metavar="INPUT.h5ad", help="AnnData file, cells by genes"
+    )
+    integrate.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
+    integrate.add_argument(
+        "--overwrite", action="store_true", help="replace the folder of an earlier run"
+    )
+    integrate.add_argument("--batch-key", help="column of obs with the batches; needed with INPUT")
+    integrate.add_argument("--label-key", help="column of obs with cell types, to score with")
+    integrate.add_argument("--layer", help="layer with the counts or values (default: X)")
+    integrate.add_argument(
+        "--n-top-genes",
+        type=_positive,
+        default=2000,
+        metavar="N",
+        help="highly variable genes to train on (default: 2000)",
+    )
+    integrate.add_argument(
+        "--max-epochs",
+        type=_positive,
+        metavar="N",
+        help="passes over the data (default: by the number of cells)",
+    )
+    integrate.add_argument(
+        "--objective",
+        nargs="+",
+        type=_objective,
+        metavar="NAME[=WEIGHT]",
+        help="what keeps the codes apart, or 'none' (default: the model's)",
+    )
+    integrate.add_argument("--seed", type=int, default=0, help="seed of training (default: 0)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _objective(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        return name, float(weight or 1.0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a name or a name with a weight, such as hsic=0.5"
+        ) from None
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before anything heavy is imported or read."""
+    from ._output import check_free
+
+    check_free(arguments.out, overwrite=arguments.overwrite)
+    if arguments.input is None:
+        arguments.batch_key = arguments.batch_key or "batch"
+        arguments.label_key = arguments.label_key or "celltype"
+        arguments.layer = arguments.layer or "counts"
+    elif not arguments.input.is_file():
+        raise FileNotFoundError(f"there is no file {arguments.input}")
+    elif arguments.batch_key is None:
+        raise ValueError(
+            "--batch-key is needed with INPUT: name the column of obs with the batches"
+        )

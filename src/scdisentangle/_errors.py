@@ -1,0 +1,40 @@
+"""The error that bad input raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input that cannot be used as given; the message names the culprit and the way out."""
+
+
+def name_some(names: Iterable[object], limit: int = 3) -> str:
+    """Quote the first ``limit`` of ``names`` and count the rest, for use in messages."""
+    names = [f"'{name}'" for name in names]
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A closing sentence for a message: the nearest of ``known``, then all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    return hint + "Known: " + ", ".join(known) + "."
+
+
+def check_options(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise :class:`InputError` for the first name in ``given`` that is not ``known``."""
+    known = set(known)
+    for name in given:
+        if name not in known:
+            raise InputError(f"Unknown {what} option '{name}'. {did_you_mean(name, known)}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise :class:`InputError` unless ``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is not an option. {did_you_mean(str(value), choices)}")

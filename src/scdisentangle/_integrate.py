@@ -1,0 +1,240 @@
+"""The steps of ``scdisentangle integrate``, each a call of the public API."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import pandas as pd
+import scvi
+from rich.console import Console
+
+import scdisentangle
+
+from . import _output
+from ._errors import InputError
+from ._report import leakage_table, scores_table
+from .tl._checks import check_obs
+
+UNINTEGRATED, BIO, BATCH = "X_unintegrated", "X_disentangle", "X_disentangle_batch"
+
+
+def integrate(arguments: argparse.Namespace) -> None:
+    """Run all steps and write the folder ``arguments.out``."""
+    console = Console()
+    with _plain_messages(console), _output.complete_folder(arguments.out) as folder:
+        steps = _Steps(console)
+        adata = _read(arguments, steps)
+        steps.expect(_expected_seconds(adata, arguments))
+        model = _train(adata, arguments, steps, folder)
+        _embed(adata, model, steps)
+        tables = _score(adata, arguments, steps, folder)
+        _draw(adata, model, arguments, steps, folder)
+        steps.start("Write", f"{arguments.out}/")
+        model.save(str(folder / _output.MODEL))
+        pd.concat(model.history.values(), axis=1).to_csv(folder / _output.HISTORY)
+        adata.write_h5ad(folder / _output.ADATA)
+    for table in tables:
+        console.print(table)
+    steps.finish(f"Everything is in {arguments.out}/")
+
+
+class _Steps:
+    """Numbered steps, with the time that is left at the pace so far."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.began = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.names = ["Read", "Select", "Train", "Embed", "Score", "Draw", "Write"]
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Say how many seconds the coming steps would take on a machine of middling speed."""
+        self.seconds = dict(seconds)
+        self.began = time.perf_counter()
+
+    def start(self, name: str, what: str) -> None:
+        number = self.names.index(name)
+        done = sum(self.seconds.get(n, 0.0) for n in self.names[:number])
+        left = sum(self.seconds.get(n, 0.0) for n in self.names[number:])
+        if done >= 5.0:
+            left *= (time.perf_counter() - self.began) / done
+        remaining = f" [dim](about {_duration(left)} left)[/dim]" if self.seconds else ""
+        self.console.print(
+            f"[bold]\\[{number + 1}/{len(self.names)}][/bold] {name} {what}{remaining}"
+        )
+
+    def finish(self, message: str) -> None:
+        self.console.print(f"Done in {_duration(time.perf_counter() - self.began)}. {message}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _expected_seconds(adata: ad.AnnData, arguments: argparse.Namespace) -> dict[str, float]:
+    epochs = arguments.max_epochs or scdisentangle.default_max_epochs(adata.n_obs)
+    thousands = adata.n_obs / 1000
+    scored = 0.0 if arguments.label_key is None else 25 + 15 * thousands
+    return {
+        "Select": 1 + 0.2 * thousands,
+        "Train": 2 + 0.4 * epochs * thousands,
+        "Embed": 1 + 0.1 * thousands,
+        "Score": 2 + thousands + scored,
+        "Draw": 10 + 8 * thousands,
+        "Write": 1 + 0.1 * thousands,
+    }
+
+
+def _read(arguments: argparse.Namespace, steps: _Steps) -> ad.AnnData:
+    if arguments.input is None:
+        steps.start("Read", "the simulated default set")
+        adata = scdisentangle.data.simulated()
+    else:
+        steps.start("Read", str(arguments.input))
+        try:
+            adata = ad.read_h5ad(arguments.input)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{arguments.input} cannot be read as .h5ad: {error}") from error
+    check_obs(adata, (arguments.batch_key, arguments.label_key))
+    n_batches = adata.obs[arguments.batch_key].nunique()
+    steps.console.print(f"  {adata.n_obs:,} cells, {adata.n_vars:,} genes, {n_batches} batches")
+    return adata
+
+
+def _train(
+    adata: ad.AnnData, arguments: argparse.Namespace, steps: _Steps, folder: Path
+) -> scdisentangle.DisentangleModel:
+    steps.start("Select", f"{arguments.n_top_genes:,} genes that vary within batches")
+    scdisentangle.pp.select_genes(
+        adata, arguments.n_top_genes, batch_key=arguments.batch_key, layer=arguments.layer
+    )
+    scdisentangle.pp.pca(adata, layer=arguments.layer, key_added=UNINTEGRATED)
+    scvi.settings.seed = arguments.seed
+    selected = adata[:, adata.var["highly_variable"].to_numpy()].copy()
+    scdisentangle.DisentangleModel.setup_anndata(
+        selected, batch_key=arguments.batch_key, layer=arguments.layer
+    )
+    options = {} if arguments.objective is None else {"objective": _objective(arguments.objective)}
+    model = scdisentangle.DisentangleModel(selected, **options)
+    likelihood = model.module.gene_likelihood
+    steps.start("Train", f"the model on {selected.n_vars:,} genes, gene_likelihood='{likelihood}'")
+    model.train(max_epochs=arguments.max_epochs, default_root_dir=str(folder))
+    return model
+
+
+def _objective(named: list[tuple[str, float]]) -> dict[str, float] | None:
+    return None if [name for name, _ in named] == ["none"] else dict(named)
+
+
+def _embed(adata: ad.AnnData, model: scdisentangle.DisentangleModel, steps: _Steps) -> None:
+    steps.start("Embed", "all cells, z_bio and z_nio")
+    adata.obsm[BIO] = model.get_latent_representation()
+    adata.obsm[BATCH] = model.get_latent_representation(representation="batch")
+
+
+def _score(
+    adata: ad.AnnData, arguments: argparse.Namespace, steps: _Steps, folder: Path
+) -> list[object]:
+    """Write the scores and return them as tables to print."""
+    batch_key, label_key = arguments.batch_key, arguments.label_key
+    steps.start("Score", "leakage" if label_key is None else "leakage and integration")
+    codes = {"z_bio": BIO, "z_nio": BATCH}
+    leakage = scdisentangle.tl.leakage(
+        adata, batch_key, label_key, use_rep=BIO, use_rep_batch=BATCH, seed=arguments.seed
+    ).replace({"code": codes})
+    with warnings.catch_warnings(action="ignore"):  # the same groups are left out again
+        before = scdisentangle.tl.leakage(
+            adata,
+            batch_key,
+            label_key,
+            use_rep=UNINTEGRATED,
+            use_rep_batch=None,
+            key_added="leakage_unintegrated",
+            seed=arguments.seed,
+        ).replace({"code": {"z_bio": UNINTEGRATED}})
+    leakage = pd.concat([before, leakage], ignore_index=True)
+    scores = None
+    if label_key is not None:
+        try:
+            scores = scdisentangle.tl.integration_scores(
+                adata, batch_key, label_key, [UNINTEGRATED, BIO], unintegrated=UNINTEGRATED
+            )
+        except InputError as error:
+            warnings.warn(f"Integration was not scored. {error}", stacklevel=2)
+    _tidy(leakage, scores).to_csv(folder / _output.SCORES, index=False)
+    tables = [leakage_table(leakage)]
+    return tables if scores is None else [scores_table(scores), *tables]
+
+
+def _tidy(leakage: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:
+    """One row for each number: what was measured, of which embedding, and what chance gives."""
+    probes = pd.DataFrame(
+        {
+            "kind": "leakage",
+            "embedding": leakage["code"],
+            "metric": leakage["target"] + " from code",
+            "within": leakage["within"],
+            "value": leakage["balanced_accuracy"],
+            "chance": leakage["chance"],
+        }
+    )
+    if scores is None:
+        return probes
+    metrics = scores.rename_axis("embedding").reset_index()
+    metrics = metrics.melt("embedding", var_name="metric").assign(kind="integration", within="all")
+    return pd.concat([metrics, probes])[probes.columns]
+
+
+def _draw(
+    adata: ad.AnnData,
+    model: scdisentangle.DisentangleModel,
+    arguments: argparse.Namespace,
+    steps: _Steps,
+    folder: Path,
+) -> None:
+    steps.start("Draw", "UMAPs before and after, and the losses")
+    titles = {UNINTEGRATED: "Unintegrated PCA", BIO: "$z_{bio}$", BATCH: "$z_{nio}$"}
+    scdisentangle.tl.umap(adata, list(titles))
+    colors = [key for key in (arguments.batch_key, arguments.label_key) if key is not None]
+    previous = plt.get_backend()
+    plt.switch_backend("agg")
+    try:
+        scdisentangle.pl.latents(
+            adata, colors, use_rep=titles, show=False, save=folder / _output.LATENTS
+        )
+        scdisentangle.pl.losses(model, show=False, save=folder / _output.LOSSES)
+    finally:
+        plt.close("all")
+        plt.switch_backend(previous)
+
+
+@contextmanager
+def _plain_messages(console: Console) -> Iterator[None]:
+    """Show warnings of ours in one line each, and none of the libraries' chatter."""
+
+    def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
+        console.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+
+    chatty = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "scvi")]
+    levels = [logger.level for logger in chatty]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=UserWarning)
+        for library in ("lightning", "torch", "anndata", "scanpy", "umap", "sklearn", "functools"):
+            warnings.filterwarnings("ignore", module=library)
+        warnings.showwarning = show
+        for logger in chatty:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(chatty, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,80 @@
+"""How the decoder's output becomes a distribution of a cell's values."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from scvi.distributions import (
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
+from torch import Tensor
+from torch.distributions import Distribution
+
+from .objectives import squared_error
+
+GeneLikelihood = Literal["mse", "nb", "zinb", "poisson", "normal"]
+COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
+GENE_LIKELIHOODS = ("mse", *COUNT_LIKELIHOODS, "normal")
+
+
+def expression_distribution(
+    gene_likelihood: GeneLikelihood,
+    output: Tensor,
+    library: Tensor,
+    log_dispersion: Tensor,
+    zi_logits: Tensor | None = None,
+) -> Distribution:
+    r"""Distribution of the values of each gene in each cell.
+
+    Count likelihoods have mean :math:`\ell_i\,\mathrm{softmax}(o_i)`, with :math:`\ell_i` the
+    library size; ``"normal"`` and ``"mse"`` have mean :math:`o_i` on the normalised scale, the
+    latter with unit variance.
+
+    Parameters
+    ----------
+    gene_likelihood
+        Name of the likelihood.
+    output
+        Output of the decoder :math:`o`, shape ``(n_cells, n_genes)``.
+    library
+        Logarithm of the library size, shape ``(n_cells, 1)``.
+    log_dispersion
+        Logarithm of the inverse dispersion (counts) or of the standard deviation (normal),
+        shape ``(n_genes,)``.
+    zi_logits
+        Logits of an excess zero, shape ``(n_cells, n_genes)``, for ``"zinb"``.
+    """
+    if gene_likelihood in ("mse", "normal"):
+        scale = torch.ones_like(output) if gene_likelihood == "mse" else log_dispersion.exp()
+        return Normal(output, scale, normal_mu=output)
+    scale = output.softmax(dim=-1)
+    rate = library.exp() * scale
+    if gene_likelihood == "poisson":
+        return Poisson(rate=rate, scale=scale)
+    theta = log_dispersion.exp()
+    if gene_likelihood == "nb":
+        return NegativeBinomial(mu=rate, theta=theta, scale=scale)
+    return ZeroInflatedNegativeBinomial(mu=rate, theta=theta, zi_logits=zi_logits, scale=scale)
+
+
+def reconstruction_loss(
+    gene_likelihood: GeneLikelihood, px: Distribution, target: Tensor
+) -> Tensor:
+    """Reconstruction error of each cell, summed over genes, shape ``(n_cells,)``.
+
+    Parameters
+    ----------
+    gene_likelihood
+        ``"mse"`` takes the squared error to the mean, any other the negative log-likelihood.
+    px
+        What :func:`expression_distribution` returned.
+    target
+        Counts, or normalised values for ``"mse"`` and ``"normal"``, ``(n_cells, n_genes)``.
+    """
+    if gene_likelihood == "mse":
+        return squared_error(px.mean, target)
+    return -px.log_prob(target).sum(dim=-1)

@@ -1,0 +1,434 @@
+"""The model that users meet."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS, settings
+from scvi.data import AnnDataManager
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
+
+from . import _validation
+from ._errors import check_choice, check_options
+from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
+from ._module import DisentangleModule
+from ._training_plan import DisentangleTrainingPlan
+
+logger = logging.getLogger(__name__)
+MIN_CELLS_TO_VALIDATE = 30
+
+
+class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
+    r"""Splits each cell's code in two: ``z_bio`` for biology, ``z_nio`` for the batch.
+
+    Parameters
+    ----------
+    adata
+        AnnData that was registered with :meth:`setup_anndata`.
+    registry
+        Registry of a data module, in place of ``adata``, for data that does not fit into memory.
+    n_latent_bio
+        Dimensions of ``z_bio``.
+    n_latent_nio
+        Dimensions of ``z_nio``.
+    n_hidden
+        Units of each hidden layer.
+    n_layers
+        Hidden layers of each encoder and of the decoder.
+    dropout_rate
+        Share of the encoders' hidden units that is dropped in training, in [0, 1).
+    gene_likelihood
+        ``"nb"``, ``"zinb"``, ``"poisson"`` for counts; ``"mse"``, ``"normal"`` for normalised
+        values, or for counts that are then normalised. ``None`` takes ``"nb"`` where the
+        registered values are counts and ``"mse"`` where they are not, and says which.
+    objective
+        What makes ``z_bio`` and ``z_nio`` carry different things: a name, a mapping of names to
+        weights or options, or ``None``; see :data:`~scdisentangle.objectives.OBJECTIVES`.
+    **module_kwargs
+        Further options of :class:`~scdisentangle.DisentangleModule`: ``encoder``, ``nio_flow``,
+        ``batch_in_decoder``, ``encode_covariates``, ``lambda_cls``, ``lambda_dis``,
+        ``kl_weight_bio``, ``kl_weight_nio``, ``class_balanced``.
+
+    Raises
+    ------
+    InputError
+        If an option is unknown, or the registered values do not suit the likelihood.
+
+    Examples
+    --------
+    >>> import scdisentangle
+    >>> adata = scdisentangle.data.simulated(n_cells=200, n_genes=100)
+    >>> scdisentangle.DisentangleModel.setup_anndata(adata, batch_key="batch")
+    >>> model = scdisentangle.DisentangleModel(adata)
+    >>> model.train(max_epochs=2)
+    >>> adata.obsm["X_disentangle"] = model.get_latent_representation()
+    """
+
+    _module_cls = DisentangleModule
+    _training_plan_cls = DisentangleTrainingPlan
+
+    get_reconstruction_error = VAEMixin.get_reconstruction_error
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        *,
+        n_latent_bio: int = 30,
+        n_latent_nio: int = 8,
+        n_hidden: int = 128,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        gene_likelihood: GeneLikelihood | None = None,
+        objective: str | Mapping[str, float | Mapping] | None = "local_batch_hsic",
+        **module_kwargs,
+    ):
+        check_options(module_kwargs, _module_options(), "DisentangleModel")
+        super().__init__(adata, registry)
+        setup_args = self.registry_["setup_args"]
+        if adata is not None:
+            counts = _validation.are_counts(adata, setup_args["layer"])
+            module_kwargs.setdefault("log_normalize", counts)
+        gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs)
+        if adata is not None and gene_likelihood in COUNT_LIKELIHOODS:
+            _validation.check_counts(adata, setup_args["layer"], gene_likelihood)
+        self.module = self._module_cls(
+            n_input=self.summary_stats.n_vars,
+            n_batch=self.summary_stats.n_batch,
+            n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
+            n_cats_per_cov=self._state_of(REGISTRY_KEYS.CAT_COVS_KEY).get("n_cats_per_key"),
+            n_latent_bio=n_latent_bio,
+            n_latent_nio=n_latent_nio,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+            gene_likelihood=gene_likelihood,
+            objective=objective,
+            use_size_factor_key=bool(setup_args.get("size_factor_key")),
+            unlabeled_code=self._unlabeled_code(),
+            **module_kwargs,
+        )
+        self._model_summary_string = (
+            "DisentangleModel with the following parameters:\n"
+            f"n_latent_bio: {n_latent_bio}, n_latent_nio: {n_latent_nio}, n_hidden: {n_hidden}, "
+            f"n_layers: {n_layers}, dropout_rate: {dropout_rate}, "
+            f"gene_likelihood: {gene_likelihood}, objective: {objective}, "
+            f"lambda_cls: {self.module.lambda_cls:g}, lambda_dis: {self.module.lambda_dis:g}."
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @staticmethod
+    def _default_likelihood(module_kwargs: Mapping) -> GeneLikelihood:
+        counts = module_kwargs.get("log_normalize", True)
+        likelihood = "nb" if counts else "mse"
+        found = "counts" if counts else "not counts, and taken as already normalised"
+        logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
+        return likelihood
+
+    def _state_of(self, key: str) -> Mapping:
+        return self.registry_["field_registries"].get(key, {}).get("state_registry", {})
+
+    def _unlabeled_code(self) -> int | None:
+        mapping = list(self._state_of(REGISTRY_KEYS.LABELS_KEY).get("categorical_mapping", []))
+        unlabeled = self.registry_["setup_args"].get("unlabeled_category")
+        return mapping.index(unlabeled) if unlabeled in mapping else None
+
+    @classmethod
+    def as_written(cls, adata: AnnData, n_latent: int = 16, **kwargs) -> DisentangleModel:
+        r"""The method exactly as it was first written; on real data it loses the biology.
+
+        One shared encoder for two codes of equal size, squared error, the decoder reading
+        ``z_nio`` freely beside the batch one-hot, and
+        :math:`-\mathrm{MMD}(z_{bio}, z_{nio})` with the multi-scale kernel on L2-normalised
+        codes, each term with weight 1. Train it with the default plan: input noise from 0.1 to
+        0.02, warm-up of the disentanglement term. Here to be compared with: biology flees into
+        ``z_nio``, at no cost to the reconstruction.
+
+        Parameters
+        ----------
+        adata
+            AnnData that was registered with :meth:`setup_anndata`.
+        n_latent
+            Dimensions of each of the two codes.
+        **kwargs
+            Other options of :class:`DisentangleModel`.
+        """
+        options = {
+            "n_latent_bio": n_latent,
+            "n_latent_nio": n_latent,
+            "gene_likelihood": "mse",
+            "encoder": "shared",
+            "nio_flow": "free",
+            "batch_in_decoder": True,
+            "objective": {"mmd": {"weight": 1.0, "kernel": "multiscale", "normalize": True}},
+            "lambda_cls": 1.0,
+            "lambda_dis": 1.0,
+        }
+        return cls(adata, **{**options, **kwargs})
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        unlabeled_category: str = "Unknown",
+        **kwargs,
+    ) -> None:
+        """Register the fields of ``adata`` that the model uses.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; dense, CSR or CSC; raw counts, or normalised or continuous values.
+            Its values are never changed.
+        batch_key
+            Column of ``.obs`` with the technical batch. ``None`` takes all cells as one batch.
+        layer
+            Layer with the values. ``None`` is ``.X``.
+        labels_key
+            Column of ``.obs`` with cell types, for objectives that can use them.
+        size_factor_key
+            Column of ``.obs`` with size factors, in place of each cell's sum over genes.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns of ``.obs`` with further covariates that the decoder sees.
+        unlabeled_category
+            Value of ``labels_key`` that means "not labelled".
+        **kwargs
+            Keyword arguments for :meth:`scvi.data.AnnDataManager.register_fields`.
+
+        Raises
+        ------
+        InputError
+            If a key is missing, a batch or label is missing for a cell, there are no cells or no
+            genes, or values are NaN or infinite.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        obs_keys = {
+            "batch_key": batch_key,
+            "labels_key": labels_key,
+            "size_factor_key": size_factor_key,
+            **{f"categorical_covariate_keys[{k}]": k for k in categorical_covariate_keys or []},
+            **{f"continuous_covariate_keys[{k}]": k for k in continuous_covariate_keys or []},
+        }
+        _validation.check_keys(adata, layer, obs_keys)
+        _validation.check_values(adata, layer)
+        if (source_registry := kwargs.get("source_registry")) is not None:
+            cls._check_against(
+                adata, source_registry, new_categories=kwargs.get("extend_categories", False)
+            )
+        else:
+            _validation.warn_of_batches(adata, batch_key)
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @staticmethod
+    def _check_against(adata: AnnData, registry: Mapping, new_categories: bool = False) -> None:
+        """Check an AnnData against the one that the model was trained on."""
+        states = {key: f["state_registry"] for key, f in registry["field_registries"].items()}
+        _validation.check_genes(adata, states[REGISTRY_KEYS.X_KEY]["column_names"])
+        batch_key = registry["setup_args"]["batch_key"]
+        if batch_key is not None and not new_categories:
+            known = states[REGISTRY_KEYS.BATCH_KEY]["categorical_mapping"]
+            _validation.check_categories(adata, batch_key, known)
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        if adata is not None and self.get_anndata_manager(adata) is None:
+            layer = self.registry_["setup_args"]["layer"]
+            self._check_against(adata, self.registry_)
+            _validation.check_keys(adata, layer, {})
+            _validation.check_values(adata, layer)
+            if self.module.gene_likelihood in COUNT_LIKELIHOODS:
+                _validation.check_counts(adata, layer, self.module.gene_likelihood)
+        return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        batch_size: int = 128,
+        plan_kwargs: Mapping | None = None,
+        **kwargs,
+    ):
+        """Train the model, with a progress bar; :attr:`history` then holds every term.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data. ``None`` takes :func:`default_max_epochs`.
+        accelerator, devices
+            Where to train, as Lightning names it.
+        train_size
+            Share of cells to train on, in (0, 1]; the rest validates. ``None`` is 0.9, and 1 where
+            there are fewer than 30 cells.
+        batch_size
+            Cells in a minibatch.
+        plan_kwargs
+            Options of :class:`~scdisentangle.DisentangleTrainingPlan`: noise, warm-up, ``lr``, …
+        **kwargs
+            What scvi-tools' models take: ``validation_size``, ``shuffle_set_split``,
+            ``early_stopping``, ``datasplitter_kwargs``, ``datamodule``, ``enable_checkpointing``,
+            and arguments of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        InputError
+            If an option is unknown.
+        """
+        if self.adata is not None:
+            n_obs = self.adata.n_obs
+            max_epochs = max_epochs or default_max_epochs(n_obs)
+            if train_size is None and n_obs < MIN_CELLS_TO_VALIDATE:
+                train_size = 1.0
+            if n_obs < batch_size:
+                warnings.warn(
+                    f"{n_obs} cells are fewer than a minibatch (batch_size={batch_size}): each "
+                    "epoch is one step. Pass a smaller batch_size for more steps.",
+                    UserWarning,
+                    stacklevel=settings.warnings_stacklevel,
+                )
+            if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
+                kwargs.setdefault("check_val_every_n_epoch", 1)
+        return super().train(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            train_size=train_size,
+            batch_size=batch_size,
+            plan_kwargs=dict(plan_kwargs or {}),
+            **{"inference_mode": False, **kwargs},
+        )
+
+    def _run_encoder(self, adata, indices, batch_size, dataloader=None):
+        self._check_if_trained(warn=False)
+        if dataloader is None:
+            adata = self._validate_anndata(adata)
+            dataloader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
+        for tensors in dataloader:
+            yield self.module.inference(**self.module._get_inference_input(tensors))
+
+    @torch.inference_mode()
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        representation: Literal["bio", "batch", "joint"] = "bio",
+        batch_size: int | None = None,
+        dataloader=None,
+    ) -> np.ndarray:
+        """The code of each cell; the same for a cell whatever cells are beside it.
+
+        Parameters
+        ----------
+        adata
+            Data with the model's genes. ``None`` is the data that the model was made with.
+        indices
+            Cells to take, all if ``None``.
+        representation
+            ``"bio"`` for ``z_bio``, ``"batch"`` for ``z_nio``, ``"joint"`` for both, side by side.
+        batch_size
+            Cells in a minibatch, ``scvi.settings.batch_size`` if ``None``.
+        dataloader
+            Iterable of minibatches, in place of ``adata``.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent_bio)``, ``(n_cells, n_latent_nio)`` or
+        ``(n_cells, n_latent_bio + n_latent_nio)``, in the order of the cells asked for.
+
+        Raises
+        ------
+        InputError
+            If the genes or the batches are not those of the model.
+        """
+        codes = {"bio": ("z_bio",), "batch": ("z_nio",), "joint": ("z_bio", "z_nio")}
+        check_choice("representation", representation, codes)
+        return np.concatenate(
+            [
+                torch.cat([outputs[code] for code in codes[representation]], dim=1).cpu().numpy()
+                for outputs in self._run_encoder(adata, indices, batch_size, dataloader)
+            ]
+        )
+
+    @torch.inference_mode()
+    def predict_batch(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        soft: bool = False,
+        batch_size: int | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """The batch of each cell as the classifier reads it from ``z_nio``.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for :meth:`get_latent_representation`.
+        soft
+            Whether to give a probability for every batch, instead of the likeliest batch.
+
+        Returns
+        -------
+        Array of ``n_cells`` batch names, or a DataFrame ``(n_cells, n_batch)`` if ``soft``.
+        """
+        adata = self._validate_anndata(adata)
+        probabilities = np.concatenate(
+            [
+                self.module.classifier(outputs["z_nio"]).softmax(dim=-1).cpu().numpy()
+                for outputs in self._run_encoder(adata, indices, batch_size)
+            ]
+        )
+        batches = np.asarray(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+        if not soft:
+            return batches[probabilities.argmax(axis=1)]
+        cells = adata.obs_names if indices is None else adata.obs_names[indices]
+        return pd.DataFrame(probabilities, index=cells, columns=batches)
+
+
+def default_max_epochs(n_obs: int) -> int:
+    """Epochs that :meth:`DisentangleModel.train` takes if not told.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+    """
+    return max(1, min(100, round(100 * 20_000 / n_obs)))
+
+
+def _module_options() -> set[str]:
+    return {
+        name
+        for name, parameter in inspect.signature(DisentangleModule.__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    } - {"use_size_factor_key", "unlabeled_code"}

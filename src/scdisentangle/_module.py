@@ -1,0 +1,407 @@
+"""The loss of the method and what it is made of: the only place where its terms are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.distributions import Normal
+from scvi.module import Classifier
+from scvi.module._constants import MODULE_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+from torch.nn.functional import one_hot
+
+from ._errors import check_choice
+from ._likelihoods import (
+    COUNT_LIKELIHOODS,
+    GENE_LIKELIHOODS,
+    GeneLikelihood,
+    expression_distribution,
+    reconstruction_loss,
+)
+from ._networks import Decoder, TwoCodeEncoder
+from .objectives import Codes, batch_cross_entropy, build_objectives
+
+NIO_FLOWS = ("detached", "variational", "free")
+ENCODERS = ("separate", "shared")
+
+
+class DisentangleModule(BaseModuleClass):
+    r"""Conditional autoencoder whose code is :math:`z = [z_{bio}, z_{nio}]`.
+
+    .. math::
+
+        L = w_{rec} L_{rec} + \lambda_{cls} L_{cls} + w_{dis} \lambda_{dis} L_{dis} + \mathrm{KL}
+
+    with the factors :math:`w` set by the training plan's schedules and 1 outside training. The
+    KL terms exist for variational codes only.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_batch
+        Number of batches.
+    n_continuous_cov
+        Number of further continuous covariates.
+    n_cats_per_cov
+        Number of categories of each further categorical covariate.
+    n_latent_bio, n_latent_nio
+        Dimensions of ``z_bio`` and of ``z_nio``.
+    n_hidden, n_layers
+        Units and number of hidden layers of each encoder and of the decoder.
+    dropout_rate
+        Share of hidden units of the encoders that is dropped in training.
+    gene_likelihood
+        ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts; ``"mse"`` (squared error) or ``"normal"``
+        on the normalised scale.
+    log_normalize
+        Whether values are counts, which the encoder sees as ``log1p(x / library * target_sum)``,
+        or are taken as they are.
+    target_sum
+        Library size that counts are scaled to before the logarithm.
+    use_size_factor_key
+        Whether a registered size factor takes the place of the sum over genes as library size.
+    encoder
+        ``"separate"`` encoders for the two codes, or one ``"shared"`` with two heads.
+    nio_flow
+        What the decoder reads of ``z_nio``: ``"detached"``, no gradient returns, so that only the
+        classifier shapes ``z_nio`` and biology gains nothing by moving there; ``"variational"``, a
+        sample of a posterior that is held to a learned prior per batch
+        :math:`N(\mu_b, \sigma_b^2)`; ``"free"``, as it is.
+    batch_in_decoder
+        Whether the decoder sees the batch.
+    encode_covariates
+        Whether the encoders see the further covariates; the decoder always does.
+    objective
+        What makes up :math:`L_{dis}`: ``None``, a name, or a mapping of names to weights or
+        options; see :data:`~scdisentangle.objectives.OBJECTIVES`.
+    lambda_cls, lambda_dis
+        Weights :math:`\lambda` of the classification and the disentanglement term. ``None`` is
+        0.1 per gene: the reconstruction term is a sum over genes, and so keeps its share.
+    kl_weight_bio, kl_weight_nio
+        Weight of the Kullback-Leibler term of each code, as a share of the evidence lower bound's.
+        ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
+    class_balanced
+        Whether every batch weighs the same in :math:`L_{cls}`, whatever its number of cells.
+    unlabeled_code
+        Code of the label that means "not labelled".
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_batch: int,
+        n_continuous_cov: int = 0,
+        n_cats_per_cov: Sequence[int] | None = None,
+        *,
+        n_latent_bio: int = 30,
+        n_latent_nio: int = 8,
+        n_hidden: int = 128,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        gene_likelihood: GeneLikelihood = "nb",
+        log_normalize: bool = True,
+        target_sum: float = 1e4,
+        use_size_factor_key: bool = False,
+        encoder: Literal["separate", "shared"] = "separate",
+        nio_flow: Literal["detached", "variational", "free"] = "detached",
+        batch_in_decoder: bool = True,
+        encode_covariates: bool = False,
+        objective: str | Mapping[str, float | Mapping] | None = "local_batch_hsic",
+        lambda_cls: float | None = None,
+        lambda_dis: float | None = None,
+        kl_weight_bio: float = 0.0,
+        kl_weight_nio: float = 1.0,
+        class_balanced: bool = False,
+        unlabeled_code: int | None = None,
+    ):
+        super().__init__()
+        check_choice("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
+        check_choice("encoder", encoder, ENCODERS)
+        check_choice("nio_flow", nio_flow, NIO_FLOWS)
+        cats = list(n_cats_per_cov or [])
+        self.n_input, self.n_batch, self.n_latent_bio = n_input, n_batch, n_latent_bio
+        self.gene_likelihood = gene_likelihood
+        self.log_normalize = log_normalize
+        self.use_size_factor_key = use_size_factor_key
+        self.nio_flow = nio_flow
+        self.batch_in_decoder = batch_in_decoder
+        self.encode_covariates = encode_covariates
+        self.lambda_cls = 0.1 * n_input if lambda_cls is None else lambda_cls
+        self.lambda_dis = 0.1 * n_input if lambda_dis is None else lambda_dis
+        self.kl_weight_bio, self.kl_weight_nio = kl_weight_bio, kl_weight_nio
+        self.class_balanced = class_balanced
+        self.unlabeled_code = unlabeled_code
+
+        self.encoder = TwoCodeEncoder(
+            n_input,
+            n_latent_bio,
+            n_latent_nio,
+            n_cat_list=cats if encode_covariates else [],
+            n_cont=n_continuous_cov if encode_covariates else 0,
+            shared=encoder == "shared",
+            variational_bio=kl_weight_bio > 0,
+            variational_nio=nio_flow == "variational",
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+        )
+        self.decoder = Decoder(
+            n_latent_bio + n_latent_nio,
+            n_input,
+            n_cat_list=[n_batch if batch_in_decoder else 0, *cats],
+            n_cont=n_continuous_cov,
+            zero_inflated=gene_likelihood == "zinb",
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout_rate=0.0,
+        )
+        self.classifier = Classifier(
+            n_latent_nio,
+            n_hidden=128,
+            n_labels=n_batch,
+            n_layers=1,
+            dropout_rate=dropout_rate,
+            logits=True,
+            use_batch_norm=False,
+            use_layer_norm=True,
+        )
+        self.disentanglement = build_objectives(
+            objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch
+        )
+        self.log_dispersion = nn.Parameter(torch.randn(n_input))
+        if nio_flow == "variational":
+            self.prior_nio_mean = nn.Parameter(torch.randn(n_batch, n_latent_nio))
+            self.prior_nio_log_scale = nn.Parameter(torch.zeros(n_batch, n_latent_nio))
+        self.register_buffer("target_sum", torch.tensor(float(target_sum)))
+
+    def normalize(self, x: Tensor, library: Tensor) -> Tensor:
+        """Values as the encoders see them, without noise, shape ``(n_cells, n_genes)``."""
+        return torch.log1p(x * (-library).exp() * self.target_sum) if self.log_normalize else x
+
+    def _covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        return {
+            MODULE_KEYS.CONT_COVS_KEY: tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+            MODULE_KEYS.CAT_COVS_KEY: tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
+        }
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], full_forward_pass: bool = False):
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        if self.use_size_factor_key:
+            library = tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].log()
+        else:
+            library = (
+                x.sum(dim=1, keepdim=True).clamp(min=1.0 if self.log_normalize else 1e-8).log()
+            )
+        return {
+            MODULE_KEYS.X_KEY: x,
+            MODULE_KEYS.LIBRARY_KEY: library,
+            **self._covariates(tensors),
+        }
+
+    def _get_generative_input(
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Tensor]
+    ):
+        return {
+            "z_bio": inference_outputs["z_bio"],
+            "z_nio": inference_outputs["z_nio"],
+            MODULE_KEYS.LIBRARY_KEY: inference_outputs[MODULE_KEYS.LIBRARY_KEY],
+            MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
+            **self._covariates(tensors),
+        }
+
+    @staticmethod
+    def _split(cat_covs: Tensor | None) -> tuple[Tensor, ...]:
+        return () if cat_covs is None else torch.split(cat_covs, 1, dim=1)
+
+    @auto_move_data
+    def inference(
+        self,
+        x: Tensor,
+        library: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        noise_level: float = 0.0,
+    ) -> dict[str, Tensor | Distribution | None]:
+        r"""Encode: ``x`` to ``z_bio`` and ``z_nio``.
+
+        Parameters
+        ----------
+        x
+            Registered values, ``(n_cells, n_genes)``.
+        library
+            Logarithm of the library size, ``(n_cells, 1)``.
+        cont_covs, cat_covs
+            Further covariates, ``(n_cells, n_covariates)``.
+        noise_level
+            Standard deviation of the Gaussian noise on the normalised values, in training only.
+        """
+        clean = self.normalize(x, library)
+        noisy = clean
+        if self.training and noise_level > 0:
+            noise = torch.randn(clean.shape, device=clean.device, dtype=clean.dtype)
+            noisy = clean + noise_level * noise
+        cats, cont = (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
+        z_bio, q_bio = self.encoder.encode_bio(noisy, cats, cont)
+        z_nio, q_nio = self.encoder.encode_nio(noisy, cats, cont)
+        if self.training:
+            z_bio = z_bio if q_bio is None else q_bio.rsample()
+            z_nio = z_nio if q_nio is None else q_nio.rsample()
+        return {
+            "normalized": clean,
+            "z_bio": z_bio,
+            "z_nio": z_nio,
+            "q_bio": q_bio,
+            "q_nio": q_nio,
+            MODULE_KEYS.LIBRARY_KEY: library,
+        }
+
+    def _decode(
+        self,
+        z_bio: Tensor,
+        z_nio: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        z = torch.cat([z_bio, z_nio], dim=-1)
+        return self.decoder(z, batch_index, *self._split(cat_covs), cont=cont_covs)
+
+    @auto_move_data
+    def generative(
+        self,
+        z_bio: Tensor,
+        z_nio: Tensor,
+        library: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+    ) -> dict[str, Distribution]:
+        r"""Decode: ``z_bio``, ``z_nio`` and the batch to a distribution of each gene's values.
+
+        Parameters
+        ----------
+        z_bio, z_nio
+            The two codes, ``(n_cells, n_latent_bio)`` and ``(n_cells, n_latent_nio)``.
+        library
+            Logarithm of the library size, ``(n_cells, 1)``.
+        batch_index
+            Batch of each cell, ``(n_cells, 1)``.
+        cont_covs, cat_covs
+            Further covariates, ``(n_cells, n_covariates)``.
+        """
+        if self.nio_flow == "detached":
+            z_nio = z_nio.detach()
+        output, zi_logits = self._decode(z_bio, z_nio, batch_index, cont_covs, cat_covs)
+        px = expression_distribution(
+            self.gene_likelihood, output, library, self.log_dispersion, zi_logits
+        )
+        return {MODULE_KEYS.PX_KEY: px}
+
+    def _codes(self, tensors: dict[str, Tensor], inference_outputs: dict) -> Codes:
+        batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
+        covariates = self._covariates(tensors)
+        cont, cats = covariates["cont_covs"], self._split(covariates["cat_covs"])
+        labels = tensors.get(REGISTRY_KEYS.LABELS_KEY)
+        if labels is not None:
+            labels = labels.squeeze(-1)
+            if self.unlabeled_code is not None:
+                labels = torch.where(labels == self.unlabeled_code, -1, labels)
+
+        def encode_bio(x: Tensor) -> Tensor:
+            seen = (cats, cont) if self.encode_covariates else ((), None)
+            return self.encoder.encode_bio(x, *seen)[0]
+
+        def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
+            output, _ = self._decode(z_bio, z_nio, batch_index, **covariates)
+            counts = self.gene_likelihood in COUNT_LIKELIHOODS
+            return output.log_softmax(dim=-1) if counts else output
+
+        return Codes(
+            z_bio=inference_outputs["z_bio"],
+            z_nio=inference_outputs["z_nio"],
+            batch=batch_index.squeeze(-1),
+            n_batch=self.n_batch,
+            labels=labels,
+            x=inference_outputs["normalized"],
+            encode_bio=encode_bio,
+            decode=decode,
+        )
+
+    def _kl(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
+        """Weighted Kullback-Leibler term of each variational code, ``(n_cells,)`` each."""
+        kl = {}
+        if (q_bio := inference_outputs["q_bio"]) is not None:
+            prior = Normal(torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale))
+            kl["kl_bio"] = self.kl_weight_bio * kl_divergence(q_bio, prior).sum(dim=-1)
+        if (q_nio := inference_outputs["q_nio"]) is not None:
+            of_cell = one_hot(batch, self.n_batch).to(self.prior_nio_mean.dtype)
+            prior = Normal(
+                of_cell @ self.prior_nio_mean, (of_cell @ self.prior_nio_log_scale).exp()
+            )
+            kl["kl_nio"] = self.kl_weight_nio * kl_divergence(q_nio, prior).sum(dim=-1)
+        return kl
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Tensor | Distribution | None],
+        generative_outputs: dict[str, Distribution],
+        reconstruction_weight: float = 1.0,
+        disentanglement_weight: float = 1.0,
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        r"""Add up the terms of the loss.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch as scvi-tools' data loaders give it.
+        inference_outputs, generative_outputs
+            What :meth:`inference` and :meth:`generative` returned.
+        reconstruction_weight, disentanglement_weight, kl_weight
+            Factors :math:`w` on the terms, in [0, 1].
+        """
+        batch = tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1)
+        counts = self.gene_likelihood in COUNT_LIKELIHOODS
+        target = tensors[REGISTRY_KEYS.X_KEY] if counts else inference_outputs["normalized"]
+        reconstruction = reconstruction_loss(
+            self.gene_likelihood, generative_outputs[MODULE_KEYS.PX_KEY], target
+        )
+        logits = self.classifier(inference_outputs["z_nio"])
+        classification = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
+        codes = self._codes(tensors, inference_outputs)
+        objectives = self.disentanglement(codes)
+        kl_local = self._kl(inference_outputs, batch)
+
+        weighted = {
+            "reconstruction_loss": reconstruction_weight * reconstruction.mean(),
+            "classification_loss": self.lambda_cls * classification,
+        }
+        weights = self.disentanglement.weights
+        for name, term in objectives.items():
+            weighted[name] = disentanglement_weight * self.lambda_dis * weights[name] * term
+        for name, term in kl_local.items():
+            weighted[name] = kl_weight * term.mean()
+
+        metrics = {"classification_loss": classification, **objectives}
+        metrics |= {f"{name}_weighted": term for name, term in weighted.items()}
+        if self.training and self.disentanglement.has_estimators:
+            metrics["estimator_loss"] = self.disentanglement.estimator_loss(codes)
+        return LossOutput(
+            loss=sum(weighted.values()),
+            reconstruction_loss=reconstruction,
+            kl_local=kl_local or None,
+            extra_metrics=metrics,
+        )
+
+    @torch.inference_mode()
+    def sample(self, tensors: dict[str, Tensor]) -> Tensor:
+        """One draw of each gene's value in each cell, ``(n_cells, n_genes)``."""
+        _, generative_outputs = self.forward(tensors, compute_loss=False)
+        return generative_outputs[MODULE_KEYS.PX_KEY].sample()

@@ -1,0 +1,147 @@
+"""Encoders and decoder. The batch classifier is :class:`scvi.module.Classifier`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scvi.distributions import Normal
+from scvi.nn import FCLayers
+from torch import Tensor, nn
+
+
+class CodeHead(nn.Module):
+    """Last layer of an encoder: hidden units to a code, with or without a variance.
+
+    Parameters
+    ----------
+    n_hidden
+        Number of input units.
+    n_latent
+        Dimensions of the code.
+    variational
+        Whether to learn a variance too.
+    """
+
+    def __init__(self, n_hidden: int, n_latent: int, variational: bool):
+        super().__init__()
+        self.mean = nn.Linear(n_hidden, n_latent)
+        self.log_variance = nn.Linear(n_hidden, n_latent) if variational else None
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Normal | None]:
+        """Code of each cell, ``(n_cells, n_latent)``, and its posterior if variational."""
+        mean = self.mean(h)
+        if self.log_variance is None:
+            return mean, None
+        return mean, Normal(mean, (0.5 * self.log_variance(h)).exp() + 1e-4)
+
+
+class TwoCodeEncoder(nn.Module):
+    r"""The encoder :math:`E(x) = [z_{bio}, z_{nio}]`.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_latent_bio, n_latent_nio
+        Dimensions of the two codes.
+    n_cat_list, n_cont
+        Categories of each categorical covariate, and number of continuous covariates, that the
+        encoder sees.
+    shared
+        One trunk with two heads, instead of two encoders.
+    variational_bio, variational_nio
+        Whether each code has a posterior variance.
+    **layers
+        Keyword arguments for :class:`scvi.nn.FCLayers`.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_latent_bio: int,
+        n_latent_nio: int,
+        *,
+        n_cat_list: Sequence[int],
+        n_cont: int,
+        shared: bool,
+        variational_bio: bool,
+        variational_nio: bool,
+        n_hidden: int,
+        **layers,
+    ):
+        super().__init__()
+
+        def trunk() -> FCLayers:
+            return FCLayers(
+                n_input,
+                n_hidden,
+                n_cat_list=n_cat_list,
+                n_cont=n_cont,
+                n_hidden=n_hidden,
+                use_batch_norm=False,
+                use_layer_norm=True,
+                inject_covariates=False,
+                **layers,
+            )
+
+        self.bio_encoder = trunk()
+        self.nio_encoder = self.bio_encoder if shared else trunk()
+        self.bio_head = CodeHead(n_hidden, n_latent_bio, variational_bio)
+        self.nio_head = CodeHead(n_hidden, n_latent_nio, variational_nio)
+
+    def encode_bio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
+        """``z_bio``, shape ``(n_cells, n_latent_bio)``, and its posterior or ``None``."""
+        return self.bio_head(self.bio_encoder(x, *cats, cont=cont))
+
+    def encode_nio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
+        """``z_nio``, shape ``(n_cells, n_latent_nio)``, and its posterior or ``None``."""
+        return self.nio_head(self.nio_encoder(x, *cats, cont=cont))
+
+
+class Decoder(nn.Module):
+    r"""The decoder :math:`D(z_{bio}, z_{nio}, b)`.
+
+    Parameters
+    ----------
+    n_latent
+        Dimensions of the joint code.
+    n_output
+        Number of genes.
+    n_cat_list, n_cont
+        Categories of each categorical covariate (the batch first), and number of continuous
+        covariates.
+    zero_inflated
+        Whether to give logits of an excess zero too.
+    **layers
+        Keyword arguments for :class:`scvi.nn.FCLayers`.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_output: int,
+        *,
+        n_cat_list: Sequence[int],
+        n_cont: int,
+        zero_inflated: bool,
+        n_hidden: int,
+        **layers,
+    ):
+        super().__init__()
+        self.trunk = FCLayers(
+            n_latent,
+            n_hidden,
+            n_cat_list=n_cat_list,
+            n_cont=n_cont,
+            n_hidden=n_hidden,
+            use_batch_norm=False,
+            use_layer_norm=True,
+            **layers,
+        )
+        self.output = nn.Linear(n_hidden, n_output)
+        self.zi_logits = nn.Linear(n_hidden, n_output) if zero_inflated else None
+
+    def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None):
+        """Outputs of shape ``(n_cells, n_genes)``; the second is ``None`` if not zero-inflated."""
+        h = self.trunk(z, *cats, cont=cont)
+        return self.output(h), None if self.zi_logits is None else self.zi_logits(h)

@@ -1,0 +1,62 @@
+"""A folder of results that appears when it is complete, and never in the place of another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ADATA = "adata.h5ad"
+MODEL = "model"
+HISTORY = "history.csv"
+SCORES = "scores.csv"
+LATENTS = "latents.png"
+LOSSES = "losses.png"
+_RESULTS = {ADATA, MODEL, HISTORY, SCORES, LATENTS, LOSSES}
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Check that a folder may be written.
+
+    Raises
+    ------
+    OSError
+        If it exists and `overwrite` is off, or holds other things than results, or its parent
+        does not exist.
+    """
+    if not folder.exists():
+        if not folder.absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder.parent} to write {folder.name} in")
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{folder} exists: choose another folder with -o or replace it with --overwrite"
+        )
+    others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else [folder.name]
+    others = [name for name in others if name not in _RESULTS]
+    if others or not folder.is_dir():
+        raise FileExistsError(
+            f"{folder} is not the folder of an earlier run, because it is or holds "
+            f"'{others[0]}': --overwrite leaves it as it is; choose another folder with -o"
+        )
+
+
+@contextmanager
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder` that takes its place at the end, or vanishes on failure."""
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+            folder.rename(replaced)
+            partial.rename(folder)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,148 @@
+"""Training: asks the schedules, hands weights and noise level to the module."""
+
+from __future__ import annotations
+
+import inspect
+
+from scvi.train import TrainingPlan
+
+from . import _schedules
+from ._errors import InputError, check_choice, check_options
+from ._module import DisentangleModule
+
+
+class DisentangleTrainingPlan(TrainingPlan):
+    r"""Trains :class:`~scdisentangle.DisentangleModule` on a schedule.
+
+    What is in force at each epoch is in the history as ``noise_level``,
+    ``reconstruction_weight``, ``classification_weight`` and ``disentanglement_weight``.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    noise_start, noise_end, noise_schedule
+        Level of the Gaussian noise on the normalised input, at the beginning and at the end of
+        training (standard deviation), and the course between: ``"linear"``, ``"cosine"`` or
+        ``"constant"``; see :func:`~scdisentangle.schedules.noise_level`.
+    reconstruction_floor
+        If given, the weight of the reconstruction term falls as ``1 - epoch / max_epochs`` down
+        to this floor.
+    dis_warmup, dis_ramp
+        Length of the warm-up without the disentanglement term, and of its linear ramp after that:
+        epochs as an ``int``, a share of training as a ``float``.
+    n_epochs_kl_warmup
+        Epochs over which the weight of Kullback-Leibler terms rises; ``None`` for no warm-up.
+    **kwargs
+        Keyword arguments for :class:`scvi.train.TrainingPlan`: ``lr``, ``weight_decay``,
+        ``optimizer``, ``reduce_lr_on_plateau``, ``compile``, …
+
+    Raises
+    ------
+    InputError
+        If an option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        module: DisentangleModule,
+        *,
+        noise_start: float = 0.1,
+        noise_end: float = 0.02,
+        noise_schedule: _schedules.NoiseSchedule = "linear",
+        reconstruction_floor: float | None = None,
+        dis_warmup: int | float = 0.1,
+        dis_ramp: int | float = 0.2,
+        n_epochs_kl_warmup: int | None = None,
+        **kwargs,
+    ):
+        known = inspect.signature(TrainingPlan.__init__).parameters.keys()
+        own = inspect.signature(DisentangleTrainingPlan.__init__).parameters.keys()
+        known = (known | own) - {"self", "module", "kwargs", "loss_kwargs"}
+        check_options(kwargs, known, "plan_kwargs")
+        check_choice("noise_schedule", noise_schedule, ("linear", "cosine", "constant"))
+        for name, value in {"noise_start": noise_start, "noise_end": noise_end}.items():
+            if value < 0:
+                raise InputError(f"{name}={value} is a standard deviation: give 0 or more.")
+        super().__init__(module, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
+        self.noise = {"start": noise_start, "end": noise_end, "schedule": noise_schedule}
+        self.reconstruction_floor = reconstruction_floor
+        self.dis_warmup, self.dis_ramp = dis_warmup, dis_ramp
+        self.automatic_optimization = not self.module.disentanglement.has_estimators
+
+    @property
+    def progress(self) -> float:
+        """Share of training that is done, in [0, 1]: ``epoch / max_epochs``."""
+        return min(self.current_epoch / self._max_epochs, 1.0)
+
+    @property
+    def _max_epochs(self) -> int:
+        return max(self.trainer.max_epochs, 1)
+
+    @property
+    def noise_level(self) -> float:
+        """Standard deviation of the noise on the input at this epoch."""
+        return _schedules.noise_level(self.progress, **self.noise)
+
+    def weights(self) -> dict[str, float]:
+        """Factors on the terms of the loss at this epoch, by their name in the module's loss."""
+        return {
+            "reconstruction_weight": _schedules.reconstruction_weight(
+                self.progress, self.reconstruction_floor
+            ),
+            "disentanglement_weight": _schedules.disentanglement_weight(
+                self.progress,
+                _schedules.as_share(self.dis_warmup, self._max_epochs),
+                _schedules.as_share(self.dis_ramp, self._max_epochs),
+            ),
+        }
+
+    def forward(self, *args, **kwargs):
+        """Run the module under the noise level and the weights of this epoch."""
+        kwargs["inference_kwargs"] = {"noise_level": self.noise_level}
+        kwargs["loss_kwargs"] = {**kwargs.get("loss_kwargs", {}), **self.weights()}
+        outputs = super().forward(*args, **kwargs)
+        self._estimator_loss = outputs[2].extra_metrics.get("estimator_loss")
+        return outputs
+
+    def on_train_epoch_start(self) -> None:
+        """Log what is in force in this epoch."""
+        weights = self.weights()
+        module = self.module
+        self.log_dict(
+            {
+                "noise_level": self.noise_level,
+                "reconstruction_weight": weights["reconstruction_weight"],
+                "classification_weight": float(module.lambda_cls),
+                "disentanglement_weight": weights["disentanglement_weight"] * module.lambda_dis,
+            },
+            on_epoch=True,
+        )
+
+    def training_step(self, batch, batch_idx):
+        """One step; estimators that an objective brings along take theirs beside it."""
+        loss = super().training_step(batch, batch_idx)
+        if not self.automatic_optimization:
+            optimizers = self.optimizers()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward(loss + self._estimator_loss)
+            for optimizer in optimizers:
+                optimizer.step()
+        return loss
+
+    def configure_optimizers(self):
+        """The optimiser of scvi-tools, and one of their own for the objectives' estimators."""
+        config = super().configure_optimizers()
+        if self.automatic_optimization:
+            return config
+        estimators = list(self.module.disentanglement.estimator_parameters())
+        ids = {id(parameter) for parameter in estimators}
+        for group in config["optimizer"].param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in ids]
+        return config, {"optimizer": self.get_optimizer_creator()(estimators)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Step the learning-rate scheduler where Lightning leaves it to the plan."""
+        if not self.automatic_optimization and (scheduler := self.lr_schedulers()) is not None:
+            scheduler.step(self.trainer.callback_metrics[self.lr_scheduler_metric])

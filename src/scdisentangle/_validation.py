@@ -1,0 +1,217 @@
+"""Checks of what a user hands in: every error names the culprit and the way out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scvi import settings
+
+from ._errors import InputError, did_you_mean, name_some
+
+ROWS_PER_BLOCK = 10_000
+
+
+def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None]) -> None:
+    """Check that every key exists, and that the batch is known for every cell.
+
+    Parameters
+    ----------
+    adata
+        The user's data.
+    layer
+        Layer with the values, ``None`` for ``.X``.
+    obs_keys
+        Columns of ``.obs`` by the argument that named them.
+
+    Raises
+    ------
+    InputError
+        If a key is missing, or values are missing in a column.
+    """
+    if layer is not None and layer not in adata.layers:
+        raise InputError(f"layer='{layer}' is not in adata.layers. {_known(layer, adata.layers)}")
+    for argument, key in obs_keys.items():
+        if key is None:
+            continue
+        if key not in adata.obs:
+            raise InputError(f"{argument}='{key}' is not in adata.obs. {_known(key, adata.obs)}")
+        missing = adata.obs[key].isna().to_numpy()
+        if missing.any():
+            raise InputError(
+                f"adata.obs['{key}'] ({argument}) has no value for {missing.sum()} cells: "
+                f"{name_some(adata.obs_names[missing])}. Give them a value or leave them out: "
+                f"adata = adata[adata.obs['{key}'].notna()].copy()"
+            )
+
+
+def check_values(adata: AnnData, layer: str | None) -> None:
+    """Check that there are cells and genes, and that all values are finite.
+
+    Raises
+    ------
+    InputError
+        If a dimension is zero, values are missing, or not finite.
+    """
+    for count, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
+        if count == 0:
+            raise InputError(f"adata has no {what} (shape {adata.shape}); nothing can be learnt.")
+    x = _matrix(adata, layer)
+    where = _where(layer)
+    if x is None:
+        raise InputError(f"{where} is empty: register values with layer=, or set adata.X.")
+    bad = _first_entries(x, lambda block: ~np.isfinite(block))
+    if bad is not None:
+        cells, genes = bad
+        raise InputError(
+            f"{where} holds NaN or infinite values, in cells {name_some(adata.obs_names[cells])} "
+            f"and genes {name_some(adata.var_names[genes])}. Remove these cells or genes, or "
+            "replace the values before setup_anndata."
+        )
+
+
+def check_counts(adata: AnnData, layer: str | None, gene_likelihood: str) -> None:
+    """Check that a count likelihood is given counts, at least one for each cell.
+
+    Raises
+    ------
+    InputError
+        If a value is negative or not a whole number, or if a cell has no counts.
+    """
+    x = _matrix(adata, layer)
+    where = _where(layer)
+    bad = _first_entries(x, _not_a_count)
+    if bad is not None:
+        cells, genes = bad
+        raise InputError(
+            f"gene_likelihood='{gene_likelihood}' needs counts, but {where} has negative or "
+            f"non-integer values, in cells {name_some(adata.obs_names[cells])} and genes "
+            f"{name_some(adata.var_names[genes])}. Register the layer with raw counts (layer=), or "
+            "pass gene_likelihood='mse' or 'normal' for normalised values."
+        )
+    empty = np.concatenate([np.asarray(block.sum(axis=1)).ravel() for _, block in _blocks(x)]) == 0
+    if empty.any():
+        raise InputError(
+            f"{empty.sum()} cells have no counts in {where}: {name_some(adata.obs_names[empty])}. "
+            "Leave them out: sc.pp.filter_cells(adata, min_counts=1), on the genes that are "
+            "registered."
+        )
+
+
+def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:
+    """Warn where there is nothing to separate, or a batch is too small to learn from."""
+    sizes = pd.Series([adata.n_obs]) if batch_key is None else adata.obs[batch_key].value_counts()
+    sizes = sizes[sizes > 0]
+    if len(sizes) == 1:
+        _warn(
+            "There is one batch only, so there is nothing to separate: z_bio is the code of a "
+            "plain autoencoder. Name a column with several batches in batch_key=."
+        )
+    elif (sizes == 1).any():
+        _warn(
+            f"Batches with a single cell: {name_some(sizes.index[sizes == 1])}. What is technical "
+            "cannot be told from what is that cell's own; merge them or leave them out if you can."
+        )
+
+
+def are_counts(adata: AnnData, layer: str | None) -> bool:
+    """Whether all registered values are non-negative whole numbers."""
+    return _first_entries(_matrix(adata, layer), _not_a_count) is None
+
+
+def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:
+    """Check that ``adata`` has the model's genes, in its order.
+
+    Raises
+    ------
+    InputError
+        If genes are missing, unknown or in another order.
+    """
+    expected, found = pd.Index(np.asarray(var_names).astype(str)), adata.var_names.astype(str)
+    if found.equals(expected):
+        return
+    missing, unknown = expected.difference(found), found.difference(expected)
+    if len(missing):
+        problem = f"lacks {len(missing)} of the model's genes: {name_some(missing)}"
+    elif len(unknown):
+        problem = f"has {len(unknown)} genes that the model does not know: {name_some(unknown)}"
+    else:
+        problem = "has the model's genes in another order"
+    raise InputError(
+        f"adata {problem}. Select and order them as in training: "
+        "adata = adata[:, model.get_var_names()].copy()"
+    )
+
+
+def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:
+    """Check that a column of ``.obs`` has no category that the model did not see in training.
+
+    Raises
+    ------
+    InputError
+        If the column is missing or has unseen categories.
+    """
+    if key not in adata.obs:
+        raise InputError(
+            f"adata.obs lacks '{key}', which the model needs. {_known(key, adata.obs)}"
+        )
+    known = list(known)
+    unseen = [value for value in adata.obs[key].unique() if value not in known]
+    if unseen:
+        raise InputError(
+            f"adata.obs['{key}'] has values that the model did not see in training: "
+            f"{name_some(unseen)}. It knows {name_some(known, limit=10)}. Leave these cells out, "
+            "or train a model on all of them."
+        )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=settings.warnings_stacklevel)
+
+
+def _known(key: str, columns: Iterable[str]) -> str:
+    return did_you_mean(str(key), map(str, columns))
+
+
+def _where(layer: str | None) -> str:
+    return "adata.X" if layer is None else f"adata.layers['{layer}']"
+
+
+def _matrix(adata: AnnData, layer: str | None):
+    return adata.X if layer is None else adata.layers[layer]
+
+
+def _not_a_count(values: np.ndarray) -> np.ndarray:
+    return (values < 0) | (values % 1 != 0)
+
+
+def _blocks(x) -> Iterator[tuple[int, np.ndarray | sparse.spmatrix]]:
+    """Blocks of rows with the number of their first: backed data never comes whole to memory."""
+    in_memory = isinstance(x, np.ndarray) or sparse.issparse(x)
+    step = x.shape[0] if in_memory else ROWS_PER_BLOCK
+    for start in range(0, x.shape[0], step):
+        yield start, (x if in_memory else x[start : start + step])
+
+
+def _first_entries(
+    x, is_bad: Callable[[np.ndarray], np.ndarray], limit: int = 4
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rows and columns of the first bad entries, or ``None``. Zeros of sparse data are good."""
+    for start, block in _blocks(x):
+        if sparse.issparse(block):
+            bad = is_bad(block.data)
+            if not bad.any():
+                continue
+            coordinates = block.tocoo()
+            rows, columns = coordinates.row[bad], coordinates.col[bad]
+        else:
+            bad = is_bad(np.asarray(block))
+            if not bad.any():
+                continue
+            rows, columns = np.nonzero(bad)
+        return start + pd.unique(rows)[:limit], pd.unique(columns)[:limit]
+    return None

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scdisentangle._errors import InputError
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What an objective sees of one minibatch.
+
+    Parameters
+    ----------
+    z_bio
+        Biological code, shape ``(n_cells, n_latent_bio)``.
+    z_nio
+        Batch code, shape ``(n_cells, n_latent_nio)``.
+    batch
+        Batch of each cell, integers ``0 .. n_batch - 1``, shape ``(n_cells,)``.
+    n_batch
+        Number of batches in the whole data set, not in the minibatch.
+    labels
+        Label of each cell as an integer, -1 where unlabelled, shape ``(n_cells,)``; ``None`` where
+        no labels are registered.
+    x
+        Normalised expression without input noise, shape ``(n_cells, n_genes)``.
+    encode_bio
+        Maps normalised expression to ``z_bio``, to encode another view of the same cells.
+    decode
+        Maps ``(z_bio, z_nio)`` to the reconstruction on the normalised scale, shape
+        ``(n_cells, n_genes)``, each cell in its own batch. It must not detach its arguments.
+    """
+
+    z_bio: Tensor
+    z_nio: Tensor
+    batch: Tensor
+    n_batch: int
+    labels: Tensor | None
+    x: Tensor
+    encode_bio: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor, Tensor], Tensor]
+
+
+class Objective(nn.Module):
+    """A disentanglement objective: a scalar of the codes, to be minimised.
+
+    Subclasses take their options as keywords with plain values (so that they serialise) and pass
+    the sizes on.
+
+    Parameters
+    ----------
+    n_latent_bio
+        Dimensions of ``z_bio``.
+    n_latent_nio
+        Dimensions of ``z_nio``.
+    n_batch
+        Number of batches.
+    """
+
+    def __init__(self, *, n_latent_bio: int, n_latent_nio: int, n_batch: int) -> None:
+        super().__init__()
+        self.n_latent_bio = n_latent_bio
+        self.n_latent_nio = n_latent_nio
+        self.n_batch = n_batch
+
+    def forward(self, codes: Codes) -> Tensor:
+        """Value of the objective, a scalar that is differentiable with respect to the codes."""
+        raise NotImplementedError
+
+    def estimator_loss(self, codes: Codes) -> Tensor:
+        """Loss that fits the objective's own estimator; no gradient reaches the codes."""
+        return codes.z_bio.new_zeros(())
+
+    def estimator_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that :meth:`estimator_loss` fits; :meth:`forward` gives them no gradient."""
+        return iter(())
+
+
+def differentiable_zero(z: Tensor) -> Tensor:
+    """Zero with a zero gradient, for minibatches in which there is nothing to compare."""
+    return z[:0].sum()
+
+
+def check_positive(**options: float) -> None:
+    """Raise :class:`InputError` unless every option is a number above zero."""
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"{option}={value!r} must be a number above zero.")
+
+
+def check_count(**options: int) -> None:
+    """Raise :class:`InputError` unless every option is an integer above zero."""
+    check_positive(**options)
+    for option, value in options.items():
+        if not isinstance(value, int):
+            raise InputError(f"{option}={value!r} must be a whole number.")
+
+
+def one_hot(batch: Tensor, n_batch: int, like: Tensor) -> Tensor:
+    """Indicators of the batch in the floating type of ``like``, shape ``(n_cells, n_batch)``."""
+    return torch.nn.functional.one_hot(batch, n_batch).to(like.dtype)

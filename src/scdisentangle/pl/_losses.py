@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from scdisentangle._errors import InputError
+
+from ._finish import finish
+from ._palette import EIGHT
+
+if TYPE_CHECKING:
+    from scdisentangle import DisentangleModel
+
+_PANEL = (3.6, 2.7)
+_SPLITS = {"train": "training", "validation": "validation"}
+_WEIGHTED = "weighted terms (training)"
+_WEIGHTS = "weights"
+_HIDDEN = {"train_loss_step", "kl_global"}
+"""Not a term of the loss: single steps, and what scvi-tools logs but this model does not have."""
+
+
+def losses(
+    history: DisentangleModel | Mapping[str, pd.DataFrame],
+    *,
+    n_columns: int = 3,
+    show: bool = True,
+    save: str | Path | None = None,
+) -> np.ndarray:
+    """Draw each term of the loss and each schedule over the epochs.
+
+    One panel for each term as it is, with training and validation; one for the weighted terms
+    together, as they add up to the loss; one for the weights and one for the noise level.
+
+    Parameters
+    ----------
+    history
+        A trained model, or its ``history``: names to columns over epochs.
+    n_columns
+        Number of panels beside each other.
+    show
+        Whether to show the figure.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    Axes of the panels, shape `(n_panels,)`.
+
+    Raises
+    ------
+    InputError
+        If there is no history, because the model has not been trained.
+    """
+    history = getattr(history, "history", history)
+    panels = _panels(history or {})
+    if not panels:
+        raise InputError("The history is empty: call model.train() before drawing its losses.")
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(_PANEL[0] * n_columns, _PANEL[1] * n_rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    drawn = axes.flat[: len(panels)]
+    for ax, (title, lines) in zip(drawn, panels.items(), strict=True):
+        _draw(ax, title, lines)
+    finish(figure, show=show, save=save)
+    return np.asarray(drawn)
+
+
+def _panels(history: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, pd.Series]]:
+    """Titles of the panels to their lines; the terms first, then what was in force."""
+    terms: dict[str, dict[str, pd.Series]] = {}
+    weighted, weights, others = {}, {}, {}
+    for key, frame in history.items():
+        values = frame.iloc[:, 0].astype(float)
+        stem, _, split = key.rpartition("_")
+        if key in _HIDDEN or stem in _HIDDEN:
+            continue
+        if key.endswith("_weight"):
+            weights[_words(stem)] = values
+        elif split in _SPLITS and stem.endswith("_weighted"):
+            if split == "train":
+                weighted[_words(stem.removesuffix("_weighted"))] = values
+        elif split in _SPLITS:
+            terms.setdefault(_words(stem), {})[_SPLITS[split]] = values
+        elif key in ("train_loss", "validation_loss"):
+            terms.setdefault("loss", {})[_SPLITS[stem.rpartition("_")[2]]] = values
+        else:
+            others[_words(key)] = {_words(key): values}
+    combined = {_WEIGHTED: weighted, _WEIGHTS: weights}
+    return {**terms, **{title: lines for title, lines in combined.items() if lines}, **others}
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ").strip()
+
+
+def _draw(ax: Axes, title: str, lines: Mapping[str, pd.Series]) -> None:
+    for (name, values), color in zip(lines.items(), 3 * EIGHT, strict=False):
+        marker = "o" if len(values) == 1 else None
+        ax.plot(values.index, values, label=name, color=color, marker=marker, linewidth=1.5)
+    ax.set_title(title, fontsize="medium")
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(lines) > 1:
+        ax.legend(fontsize="x-small", frameon=False)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import anndata as ad
+import scanpy as sc
+
+from ._values import log_expression
+
+
+def pca(
+    adata: ad.AnnData,
+    n_comps: int = 30,
+    layer: str | None = None,
+    *,
+    key_added: str = "X_pca",
+    seed: int = 0,
+) -> None:
+    """Principal components of the unintegrated values, in ``adata.obsm[key_added]``.
+
+    Counts are normalised to 10,000 per cell and log1p-transformed on a copy first, other values are
+    taken as in :func:`scdisentangle.pp.select_genes`. Where ``adata.var["highly_variable"]``
+    exists, only those genes are read.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes.
+    n_comps
+        Number of components; fewer where the cells or genes do not allow as many.
+    layer
+        Layer with the values; ``adata.X`` by default.
+    key_added
+        Key of ``adata.obsm`` for the components, of shape `(n_cells, n_comps)`.
+    seed
+        Seed of the solver's start.
+
+    Raises
+    ------
+    InputError
+        If the layer is missing or values are not finite.
+    """
+    values = log_expression(adata, layer, batch_key=None)
+    if "highly_variable" in adata.var:
+        values = values[:, adata.var["highly_variable"].to_numpy()].copy()
+    n_comps = min(n_comps, values.n_obs - 1, values.n_vars - 1)
+    sc.pp.pca(values, n_comps=n_comps, random_state=seed, mask_var=None)
+    adata.obsm[key_added] = values.obsm["X_pca"]

@@ -1,0 +1,43 @@
+"""The values of an AnnData on a log scale, on a copy."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+
+from scdisentangle import _validation
+
+_LARGEST_LOG_VALUE = 30.0
+"""More than this on a log scale would be a count above 1e13."""
+
+
+def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) -> ad.AnnData:
+    """Copy of the values alone, with the batch as a category in ``obs["batch"]``.
+
+    Counts are normalised to 10,000 per cell and log1p-transformed. Other values are taken to be
+    normalised: those too large for a log scale are log1p-transformed, the rest stay as they are.
+    """
+    _validation.check_keys(adata, layer, {"batch_key": batch_key})
+    _validation.check_values(adata, layer)
+    values = adata.X if layer is None else adata.layers[layer]
+    values = values.tocsr() if sp.issparse(values) else np.asarray(values)
+    batch = ["all"] * adata.n_obs if batch_key is None else adata.obs[batch_key].astype(str).array
+    copy = ad.AnnData(
+        values.astype(np.float32),
+        obs=pd.DataFrame({"batch": pd.Categorical(batch)}, index=_names(adata.n_obs)),
+        var=pd.DataFrame(index=_names(adata.n_vars)),
+    )
+    if _validation.are_counts(adata, layer):
+        sc.pp.normalize_total(copy, target_sum=1e4)
+        sc.pp.log1p(copy)
+    elif copy.X.min() >= 0 and copy.X.max() > _LARGEST_LOG_VALUE:
+        sc.pp.log1p(copy)
+    return copy
+
+
+def _names(n: int) -> pd.Index:
+    """Unique whatever the names of the user's cells and genes."""
+    return pd.RangeIndex(n).astype(str)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from scdisentangle._errors import InputError
+
+from ._checks import check_obs, check_obsm
+
+BIO = ["Isolated labels", "Leiden NMI", "Leiden ARI", "Silhouette label", "cLISI"]
+BATCH = ["BRAS", "iLISI", "KBET", "Graph connectivity", "PCR comparison"]
+_SILHOUETTES = {"Isolated labels", "Silhouette label", "BRAS"}
+_N_NEIGHBORS = 90
+
+
+def integration_scores(
+    adata: ad.AnnData,
+    batch_key: str,
+    label_key: str,
+    embeddings: str | Sequence[str] = ("X_pca", "X_disentangle"),
+    *,
+    unintegrated: str = "X_pca",
+    min_cells: int = 10,
+    key_added: str = "integration_scores",
+    progress_bar: bool = True,
+) -> pd.DataFrame:
+    """Score embeddings by how well they keep the labels and mix the batches.
+
+    The metrics are those of scib-metrics (Luecken et al. 2022), between 0 and 1, higher is better,
+    with Leiden clusters at the best of ten resolutions. `Bio conservation` and `Batch correction`
+    are the means of their metrics and `Total` is 0.6 times the first plus 0.4 times the second.
+    `Total (no silhouette)` is the same without the three that rest on silhouettes (isolated labels,
+    silhouette label, BRAS), which reward round clusters even where batches do not mix.
+
+    Parameters
+    ----------
+    adata
+        With the embeddings in ``adata.obsm``.
+    batch_key
+        Column of ``adata.obs`` with the batches, at least two.
+    label_key
+        Column of ``adata.obs`` with the labels (cell types), at least two. Cells without a label
+        are not scored.
+    embeddings
+        Keys of ``adata.obsm`` to score, each of shape `(n_cells, n_dims)`.
+    unintegrated
+        Key of ``adata.obsm`` with the components before integration, see
+        :func:`scdisentangle.pp.pca`; the PCR comparison measures against it.
+    min_cells
+        Cells of labels with fewer cells than this are not scored.
+    key_added
+        Key of ``adata.uns`` for the table.
+    progress_bar
+        Whether to show a progress bar over the embeddings.
+
+    Returns
+    -------
+    Embeddings by metrics, also in ``adata.uns[key_added]``.
+
+    Raises
+    ------
+    InputError
+        If a key is missing, or there are fewer than two batches or labels or 91 cells to score.
+
+    References
+    ----------
+    Luecken et al., Benchmarking atlas-level data integration in single-cell genomics, Nature
+    Methods 19:41, 2022.
+    """
+    embeddings = [embeddings] if isinstance(embeddings, str) else list(embeddings)
+    check_obs(adata, (batch_key, label_key))
+    check_obsm(adata, (*embeddings, unintegrated))
+    cells = _cells_to_score(adata, batch_key, label_key, min_cells, [*embeddings, unintegrated])
+
+    rows = []
+    for key in tqdm(embeddings, desc="Scoring", unit="embedding", disable=not progress_bar):
+        with _quiet():
+            rows.append(_benchmark(cells, key, unintegrated))
+    table = pd.DataFrame(rows, index=embeddings)[BIO + BATCH].astype(float)
+    table["Bio conservation"] = table[BIO].mean(axis=1)
+    table["Batch correction"] = table[BATCH].mean(axis=1)
+    table["Total"] = _total(table, BIO, BATCH)
+    table["Total (no silhouette)"] = _total(
+        table,
+        [metric for metric in BIO if metric not in _SILHOUETTES],
+        [metric for metric in BATCH if metric not in _SILHOUETTES],
+    )
+    adata.uns[key_added] = table.copy()
+    return table
+
+
+def _total(table: pd.DataFrame, bio: list[str], batch: list[str]) -> pd.Series:
+    return 0.6 * table[bio].mean(axis=1) + 0.4 * table[batch].mean(axis=1)
+
+
+def _cells_to_score(
+    adata: ad.AnnData, batch_key: str, label_key: str, min_cells: int, keys: list[str]
+) -> ad.AnnData:
+    """Batch, label and embeddings alone, of the cells with a batch and a label that is not rare."""
+    label = adata.obs[label_key]
+    keep = label.notna() & adata.obs[batch_key].notna()
+    keep &= label.map(label.value_counts()).astype(float).fillna(0) >= min_cells
+    kept = adata.obs.loc[keep]
+    for key in (batch_key, label_key):
+        if kept[key].nunique() < 2:
+            raise InputError(
+                f"Scoring needs at least two values of adata.obs['{key}'] among the "
+                f"{len(kept)} cells of labels with at least {min_cells} cells; pass another key."
+            )
+    if len(kept) <= _N_NEIGHBORS:
+        raise InputError(
+            f"Scoring needs more than {_N_NEIGHBORS} cells, because it looks at as many "
+            f"neighbours; {len(kept)} cells are of labels with at least {min_cells} cells."
+        )
+    mask = keep.to_numpy()
+    return ad.AnnData(
+        obs=pd.DataFrame(
+            {
+                "batch": pd.Categorical(kept[batch_key].astype(str)),
+                "label": pd.Categorical(kept[label_key].astype(str)),
+            },
+            index=kept.index.astype(str),
+        ),
+        obsm={
+            key: np.asarray(adata.obsm[key], dtype=np.float32)[mask] for key in dict.fromkeys(keys)
+        },
+    )
+
+
+def _benchmark(cells: ad.AnnData, key: str, unintegrated: str) -> pd.Series:
+    from scib_metrics.benchmark import Benchmarker, BioConservation
+
+    benchmarker = Benchmarker(
+        cells,
+        "batch",
+        "label",
+        [key],
+        bio_conservation_metrics=BioConservation(
+            nmi_ari_cluster_labels_kmeans=False, nmi_ari_cluster_labels_leiden=True
+        ),
+        pre_integrated_embedding_obsm_key=unintegrated,
+        progress_bar=False,
+    )
+    benchmarker.benchmark()
+    return benchmarker.get_results().loc[key]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence scib-metrics, which also logs to the root logger and so would configure it."""
+    import scib_metrics
+
+    root, handler = logging.getLogger(), logging.NullHandler()
+    verbosity = scib_metrics.settings.verbosity
+    root.addHandler(handler)
+    scib_metrics.settings.verbosity = logging.ERROR
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        scib_metrics.settings.verbosity = verbosity
+        root.removeHandler(handler)

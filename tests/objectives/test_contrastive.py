@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from torch.nn import functional
+
+from scdisentangle import InputError
+from scdisentangle.objectives import build_objectives
+from scdisentangle.objectives.contrastive import (
+    info_nce,
+    label_positives,
+    mutual_nearest_neighbours,
+)
+
+SIZES = {"n_latent_bio": 5, "n_latent_nio": 5, "n_batch": 3}
+
+
+def test_info_nce_equals_a_loop():
+    similarity = torch.randn(6, 7).double()
+    positives, negatives = torch.rand(6, 7) < 0.3, torch.rand(6, 7) < 0.5
+    positives[0] = False  # no anchor
+    negatives[1] = False  # nothing against it
+    losses = []
+    for i in range(6):
+        against = sum(np.exp(similarity[i, j].item()) for j in range(7) if negatives[i, j])
+        terms = [
+            -np.log(np.exp(similarity[i, j].item()) / (np.exp(similarity[i, j].item()) + against))
+            for j in range(7)
+            if positives[i, j]
+        ]
+        if terms:
+            losses.append(np.mean(terms))
+    assert info_nce(similarity, positives, negatives).item() == pytest.approx(np.mean(losses))
+
+
+def test_info_nce_with_one_positive_is_the_cross_entropy():
+    similarity = torch.randn(5, 8).double()
+    positives = torch.zeros(5, 8, dtype=torch.bool)
+    positives[:, 0] = True
+    expected = functional.cross_entropy(similarity, torch.zeros(5, dtype=torch.long))
+    torch.testing.assert_close(info_nce(similarity, positives, ~positives), expected)
+
+
+def test_info_nce_gradient_equals_finite_differences():
+    similarity = torch.randn(4, 5, dtype=torch.double, requires_grad=True)
+    positives, negatives = torch.rand(4, 5) < 0.4, torch.rand(4, 5) < 0.5
+    assert torch.autograd.gradcheck(lambda s: info_nce(s, positives, negatives), similarity)
+
+
+def test_mutual_nearest_neighbours_equal_scikit_learn():
+    x, batch = torch.rand(60, 10), torch.arange(60) % 3
+    found = mutual_nearest_neighbours(x, batch, 4).numpy()
+    near = np.zeros((60, 60), dtype=bool)
+    for b in range(3):
+        members = np.flatnonzero(batch == b)
+        search = NearestNeighbors(n_neighbors=4, metric="cosine").fit(x[members])
+        for i, nearest in enumerate(search.kneighbors(x, return_distance=False)):
+            near[i, members[nearest]] = True
+    expected = near & near.T & (batch[:, None] != batch).numpy()
+    assert expected.any()
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_label_positives_prefer_other_batches():
+    labels = torch.tensor([0, 0, 0, 1, 1, -1, -1])
+    batch = torch.tensor([0, 0, 1, 0, 0, 0, 1])
+    expected = {(0, 2), (1, 2), (2, 0), (2, 1), (3, 4), (4, 3)}
+    assert {tuple(pair) for pair in label_positives(labels, batch).nonzero().tolist()} == expected
+
+
+@pytest.mark.parametrize("positives", ["labels", "mnn"])
+def test_the_batch_is_no_shortcut(make_codes, positives):
+    """A code of the batch costs more than a random one, a code of the type almost nothing."""
+    batch, types = torch.arange(90) % 3, torch.arange(90) // 3 % 5
+    x = torch.rand(90, 20) * 0.1 + 3.0 * functional.one_hot(types, 20)
+    objective = build_objectives({"contrastive": {"positives": positives}}, **SIZES)
+
+    def loss(z_bio):
+        codes = make_codes(n=90, batch=batch, labels=types, x=x, z_bio=z_bio)
+        return objective(codes)["contrastive"].item()
+
+    noise = 0.01 * torch.randn(90, 5)
+    of_batch = loss(functional.one_hot(batch, 5) + noise)
+    of_type = loss(functional.one_hot(types, 5) + noise)
+    assert of_batch > loss(torch.randn(90, 5)) > of_type
+    if positives == "labels":
+        assert of_type < 0.01
+
+
+def test_brings_types_together_across_batches(make_codes):
+    batch, types = torch.arange(120) % 2, torch.arange(120) // 2 % 4
+    z = torch.randn(120, 5) + 0.5 * functional.one_hot(types, 5) + 3.0 * batch[:, None]
+    codes = make_codes(n=120, batch=batch, labels=types, z_bio=z.requires_grad_())
+
+    def transfer():
+        found = z.detach().numpy()
+        classifier = KNeighborsClassifier(5).fit(found[batch == 0], types[batch == 0])
+        return classifier.score(found[batch == 1], types[batch == 1])
+
+    assert transfer() < 0.5
+    objective = build_objectives("contrastive", **SIZES)
+    optimizer = torch.optim.Adam([z], lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        objective(codes)["contrastive"].backward()
+        optimizer.step()
+    assert transfer() > 0.9
+
+
+def test_views_are_encoded_with_noise(make_codes):
+    seen = []
+
+    def encode(x):
+        seen.append(x)
+        return x[:, :5]
+
+    x = torch.rand(40, 20)
+    codes = make_codes(x=x, encode_bio=encode, z_bio=x[:, :5].clone().requires_grad_())
+    spec = {"contrastive": {"positives": "views", "noise": 0.3}}
+    value = build_objectives(spec, **SIZES)(codes)["contrastive"]
+    noise = seen[0] - x
+    assert noise.std().item() == pytest.approx(0.3, rel=0.1)
+    unit, view = (functional.normalize(v, dim=1) for v in (x[:, :5], seen[0][:, :5]))
+    losses = []
+    for i in range(40):
+        others = [j for j in range(40) if j != i and codes.batch[j] == codes.batch[i]]
+        logits = 10.0 * torch.cat([(unit[i] @ view[i])[None], unit[others] @ unit[i]])
+        losses.append(-logits.log_softmax(0)[0])
+    torch.testing.assert_close(value, torch.stack(losses).mean())
+
+
+def test_auto_takes_labels_then_neighbours_then_views(make_codes):
+    """One batch and no labels leave views alone; labels for all leave none of them."""
+    calls = []
+
+    def encode(x):
+        calls.append(len(x))
+        return x[:, :5]
+
+    objective = build_objectives("contrastive", **SIZES)
+    labelled = torch.arange(40) % 2
+    objective(make_codes(encode_bio=encode, labels=labelled))
+    assert not calls
+    objective(make_codes(encode_bio=encode, batch=torch.zeros(40, dtype=torch.long)))
+    assert calls == [40]
+
+
+def test_labels_have_to_be_there(make_codes):
+    objective = build_objectives({"contrastive": {"positives": "labels"}}, **SIZES)
+    with pytest.raises(InputError, match="labels_key"):
+        objective(make_codes())

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
+
+from scdisentangle.objectives._neighbourhoods import soft_clusters
+
+
+def test_finds_separate_clusters_and_is_hard_on_them():
+    points, truth = make_blobs(200, 5, centers=4, cluster_std=0.3, random_state=0)
+    members = soft_clusters(torch.tensor(points), 4)
+    assert adjusted_rand_score(truth, members.argmax(1)) == 1.0
+    assert members.max(1).values.min() > 0.99
+
+
+def test_is_soft_between_clusters_that_touch():
+    line = torch.linspace(0, 1, 101).unsqueeze(1)
+    members = soft_clusters(line, 2)
+    np.testing.assert_allclose(members.sum(1), np.ones(101), rtol=1e-6)
+    assert abs(members[50, 0] - 0.5) < 0.05  # the middle belongs to both
+    assert members[0].max() > 0.9
+
+
+def test_is_a_constant_that_does_not_change_from_call_to_call():
+    z = torch.randn(50, 4, requires_grad=True)
+    members = soft_clusters(z, 6)
+    assert not members.requires_grad
+    assert torch.equal(members, soft_clusters(z, 6))
+
+
+def test_more_clusters_than_cells():
+    members = soft_clusters(torch.randn(3, 2), 10)
+    assert members.shape == (3, 3)
+    np.testing.assert_allclose(members.sum(1), np.ones(3), rtol=1e-6)

@@ -1,0 +1,186 @@
+"""The loss, what flows where, and the noise."""
+
+import anndata as ad
+import numpy as np
+import pytest
+import scanpy as sc
+import torch
+from scipy.stats import norm
+from scvi import REGISTRY_KEYS
+from sklearn.metrics import log_loss
+
+from scdisentangle import DisentangleModule
+
+N_CELLS, N_GENES, N_BATCH = 24, 10, 3
+
+
+@pytest.fixture
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        REGISTRY_KEYS.X_KEY: torch.poisson(
+            torch.full((N_CELLS, N_GENES), 5.0), generator=generator
+        ),
+        REGISTRY_KEYS.BATCH_KEY: torch.arange(N_CELLS).remainder(N_BATCH).unsqueeze(1),
+        REGISTRY_KEYS.LABELS_KEY: torch.zeros(N_CELLS, 1, dtype=torch.long),
+    }
+
+
+def make(**kwargs):
+    torch.manual_seed(0)
+    sizes = {"n_latent_bio": 4, "n_latent_nio": 3, "n_hidden": 16, "objective": None}
+    return DisentangleModule(N_GENES, N_BATCH, **{**sizes, **kwargs})
+
+
+def gradient_norm(parameters):
+    return sum(0.0 if p.grad is None else p.grad.abs().sum().item() for p in parameters)
+
+
+def reconstruct(module, tensors):
+    _, generated, _ = module(tensors)
+    x = tensors[REGISTRY_KEYS.X_KEY]
+    return -generated["px"].log_prob(x).sum()
+
+
+def test_normalisation_is_scanpys(tensors):
+    x = tensors[REGISTRY_KEYS.X_KEY]
+    adata = ad.AnnData(x.numpy().copy())
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    module = make(target_sum=1e4).eval()
+    outputs, *_ = module(tensors)
+    np.testing.assert_allclose(outputs["normalized"], adata.X, rtol=1e-5)
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(tensors):
+    module = make(gene_likelihood="mse", lambda_cls=3.0, lambda_dis=0.5, objective={"hsic": 2.0})
+    module.eval()
+    outputs, generated, _ = module(tensors)
+    losses = module.loss(tensors, outputs, generated, 0.7, 0.4)
+
+    target, mean = (t.detach().numpy() for t in (outputs["normalized"], generated["px"].mean))
+    reconstruction = ((mean - target) ** 2).sum(axis=1).mean()
+    probabilities = module.classifier(outputs["z_nio"]).softmax(1).detach().numpy()
+    classification = log_loss(tensors[REGISTRY_KEYS.BATCH_KEY].ravel().numpy(), probabilities)
+    dependence = losses.extra_metrics["hsic"].item()
+    expected = 0.7 * reconstruction + 3.0 * classification + 0.4 * 0.5 * 2.0 * dependence
+    assert losses.loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_balanced_classification_weighs_batches_alike(tensors):
+    tensors[REGISTRY_KEYS.BATCH_KEY] = torch.tensor([0] * 20 + [1] * 3 + [2]).unsqueeze(1)
+    module = make(class_balanced=True).eval()
+    outputs, _, losses = module(tensors)
+    batch = tensors[REGISTRY_KEYS.BATCH_KEY].ravel().numpy()
+    probabilities = module.classifier(outputs["z_nio"]).softmax(1).detach().numpy()
+    weights = 1 / np.bincount(batch)[batch]
+    expected = log_loss(batch, probabilities, sample_weight=weights)
+    assert losses.extra_metrics["classification_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("flow", "reaches"), [("detached", False), ("free", True)])
+def test_whether_reconstruction_shapes_z_nio(tensors, flow, reaches):
+    module = make(nio_flow=flow)
+    reconstruct(module, tensors).backward()
+    assert (gradient_norm(module.encoder.nio_encoder.parameters()) > 0) == reaches
+    assert gradient_norm(module.encoder.bio_encoder.parameters()) > 0
+
+
+def test_classification_shapes_z_nio_alone(tensors):
+    module = make()
+    module(tensors)[2].extra_metrics["classification_loss"].backward()
+    assert gradient_norm(module.encoder.nio_encoder.parameters()) > 0
+    assert gradient_norm(module.encoder.bio_encoder.parameters()) == 0
+    assert gradient_norm(module.decoder.parameters()) == 0
+
+
+@pytest.mark.parametrize(("encoder", "one"), [("shared", True), ("separate", False)])
+def test_shared_or_separate_encoders(encoder, one):
+    module = make(encoder=encoder).encoder
+    assert (module.bio_encoder is module.nio_encoder) == one
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_whether_the_decoder_sees_the_batch(tensors, seen):
+    module = make(batch_in_decoder=seen).eval()
+    outputs, generated, _ = module(tensors)
+    inputs = module._get_generative_input(tensors, outputs)
+    inputs["batch_index"] = (inputs["batch_index"] + 1) % N_BATCH
+    moved = module.generative(**inputs)["px"].mean - generated["px"].mean
+    assert (moved.abs().max().item() > 1e-3) == seen
+
+
+def test_kl_of_the_variational_codes(tensors):
+    """Against the expectation of log q - log p over draws from SciPy's normals."""
+    module = make(nio_flow="variational", kl_weight_bio=0.5, kl_weight_nio=2.0).eval()
+    with torch.no_grad():
+        outputs, _, losses = module(tensors)
+        q_bio, q_nio = outputs["q_bio"], outputs["q_nio"]
+        batch = tensors[REGISTRY_KEYS.BATCH_KEY].ravel()
+        prior_nio = norm(module.prior_nio_mean[batch], module.prior_nio_log_scale.exp()[batch])
+    for name, weight, q, prior in [
+        ("kl_bio", 0.5, q_bio, norm(0, 1)),
+        ("kl_nio", 2.0, q_nio, prior_nio),
+    ]:
+        own = norm(q.loc.numpy(), q.scale.numpy())
+        draws = own.rvs(size=(20_000, *q.loc.shape), random_state=0)
+        kl = (own.logpdf(draws) - prior.logpdf(draws)).mean(axis=0).sum(axis=1)
+        np.testing.assert_allclose(losses.kl_local[name].numpy(), weight * kl, rtol=0.05, atol=0.02)
+    total = losses.reconstruction_loss_sum + losses.kl_local_sum
+    classification = module.lambda_cls * losses.extra_metrics["classification_loss"] * N_CELLS
+    assert losses.loss.item() * N_CELLS == pytest.approx((total + classification).item(), rel=1e-5)
+
+
+def test_noise_is_on_the_input_in_training_only(tensors):
+    module = make(dropout_rate=0.0, gene_likelihood="mse")
+    kwargs = module._get_inference_input(tensors)
+    clean = module.train().inference(**kwargs, noise_level=0.0)
+    noisy = module.train().inference(**kwargs, noise_level=0.5)
+    calm = module.eval().inference(**kwargs, noise_level=0.5)
+    assert not torch.allclose(noisy["z_bio"], clean["z_bio"])
+    assert not torch.allclose(noisy["z_nio"], clean["z_nio"])
+    torch.testing.assert_close(calm["z_bio"], clean["z_bio"])
+    torch.testing.assert_close(noisy["normalized"], clean["normalized"])
+
+
+def test_noise_has_the_level_asked_for(tensors):
+    module = make().train()
+    seen = []
+    module.encoder.bio_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    kwargs = module._get_inference_input(tensors)
+    for _ in range(200):
+        outputs = module.inference(**kwargs, noise_level=0.3)
+    noise = torch.stack(seen) - outputs["normalized"]
+    assert noise.std().item() == pytest.approx(0.3, rel=0.02)
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.01)
+
+
+def test_size_factors_take_the_place_of_the_sum(tensors):
+    tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY] = torch.full((N_CELLS, 1), 7.0)
+    module = make(use_size_factor_key=True, gene_likelihood="poisson").eval()
+    outputs, generated, _ = module(tensors)
+    expected = torch.log1p(tensors[REGISTRY_KEYS.X_KEY] / 7.0 * 1e4)
+    torch.testing.assert_close(outputs["normalized"], expected)
+    torch.testing.assert_close(generated["px"].mean.sum(1), torch.full((N_CELLS,), 7.0))
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_covariates_are_decoded_and_encoded_if_asked(tensors, encoded):
+    module = make(n_continuous_cov=1, n_cats_per_cov=[2], encode_covariates=encoded).eval()
+    tensors[REGISTRY_KEYS.CONT_COVS_KEY] = torch.zeros(N_CELLS, 1)
+    tensors[REGISTRY_KEYS.CAT_COVS_KEY] = torch.zeros(N_CELLS, 1, dtype=torch.long)
+    before, px_before, _ = module(tensors)
+    for key, value in {REGISTRY_KEYS.CONT_COVS_KEY: 1.0, REGISTRY_KEYS.CAT_COVS_KEY: 1}.items():
+        moved = {**tensors, key: torch.full_like(tensors[key], value)}
+        after, px_after, _ = module(moved)
+        assert torch.equal(after["z_bio"], before["z_bio"]) != encoded
+        assert not torch.allclose(px_after["px"].mean, px_before["px"].mean)
+
+
+def test_sample_is_a_draw_of_counts(tensors):
+    module = make(gene_likelihood="poisson").eval()
+    torch.manual_seed(0)
+    draws = torch.stack([module.sample(tensors) for _ in range(400)])
+    mean = module(tensors)[1]["px"].mean
+    assert (draws == draws.round()).all()
+    torch.testing.assert_close(draws.mean(0), mean.detach(), rtol=0.3, atol=0.5)

@@ -1,0 +1,54 @@
+"""Schedules against their formulas, evaluated by hand."""
+
+import math
+
+import pytest
+
+from scdisentangle import _schedules
+
+
+@pytest.mark.parametrize(("progress", "level"), [(0, 0.1), (0.25, 0.08), (0.5, 0.06), (1, 0.02)])
+def test_linear_noise_falls_from_a_tenth_to_a_fiftieth(progress, level):
+    assert _schedules.noise_level(progress) == pytest.approx(level)
+
+
+@pytest.mark.parametrize(
+    ("progress", "level"), [(0, 0.3), (0.25, 0.2 + 0.1 / math.sqrt(2)), (0.5, 0.2), (1, 0.1)]
+)
+def test_cosine_noise_is_flat_at_both_ends(progress, level):
+    assert _schedules.noise_level(progress, 0.3, 0.1, "cosine") == pytest.approx(level)
+    slope = _schedules.noise_level(1e-4, 0.3, 0.1, "cosine") - 0.3
+    assert abs(slope) < 1e-7
+
+
+def test_constant_noise_stays():
+    assert {_schedules.noise_level(p, 0.3, 0.1, "constant") for p in (0, 0.3, 1)} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("progress", "floor", "weight"),
+    [(0.7, None, 1), (0, 0.2, 1), (0.3, 0.2, 0.7), (0.9, 0.2, 0.2), (1, 0, 0)],
+)
+def test_reconstruction_weight_is_what_is_left_of_training(progress, floor, weight):
+    assert _schedules.reconstruction_weight(progress, floor) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("progress", "warmup", "ramp", "weight"),
+    [
+        (0.09, 0.1, 0.2, 0),
+        (0.1, 0.1, 0.2, 0),
+        (0.2, 0.1, 0.2, 0.5),
+        (0.3, 0.1, 0.2, 1),
+        (0.9, 0.1, 0.2, 1),
+        (0.1, 0.1, 0, 1),
+        (0, 0, 0, 1),
+    ],
+)
+def test_disentanglement_waits_and_ramps(progress, warmup, ramp, weight):
+    assert _schedules.disentanglement_weight(progress, warmup, ramp) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(("length", "share"), [(5, 0.1), (0.1, 0.1), (0, 0), (1.0, 1.0), (50, 1.0)])
+def test_lengths_are_epochs_or_shares(length, share):
+    assert _schedules.as_share(length, max_epochs=50) == pytest.approx(share)

@@ -1,0 +1,119 @@
+"""What is in force at each epoch, and who is trained by whom."""
+
+import numpy as np
+import pytest
+import torch
+
+from scdisentangle import DisentangleModel, DisentangleTrainingPlan, data
+
+
+def trained(max_epochs=8, plan_kwargs=None, **kwargs):
+    adata = data.simulated(n_cells=150, n_genes=60, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="celltype")
+    model = DisentangleModel(adata, n_hidden=16, **kwargs)
+    model.train(max_epochs, plan_kwargs=plan_kwargs, enable_progress_bar=False)
+    return model
+
+
+def curve(model, name):
+    return model.history[name][name].to_numpy(dtype=float)
+
+
+def test_history_holds_the_schedules_as_their_formulas_say():
+    model = trained(
+        plan_kwargs={"dis_warmup": 2, "dis_ramp": 0.5, "reconstruction_floor": 0.5}, lambda_dis=3.0
+    )
+    progress = np.arange(8) / 8
+    np.testing.assert_allclose(curve(model, "noise_level"), 0.1 - 0.08 * progress, rtol=1e-5)
+    np.testing.assert_allclose(
+        curve(model, "disentanglement_weight"), 3.0 * np.clip((progress - 0.25) / 0.5, 0, 1)
+    )
+    np.testing.assert_allclose(
+        curve(model, "reconstruction_weight"), np.maximum(1 - progress, 0.5), rtol=1e-6
+    )
+
+
+def test_history_holds_each_term_raw_and_weighted():
+    weights = {"hsic": 2.0, "batch_mmd": 0.5}
+    model = trained(
+        plan_kwargs={"dis_warmup": 0, "dis_ramp": 0},
+        objective=weights,
+        lambda_cls=4.0,
+        lambda_dis=3.0,
+    )
+    for stage in ("train", "validation"):
+        total = curve(model, f"{stage}_loss" if stage == "train" else "validation_loss")
+        parts = 0
+        for name, factor in {
+            "reconstruction_loss": 1.0,
+            "classification_loss": 4.0,
+            "hsic": 3.0 * 2.0,
+            "batch_mmd": 3.0 * 0.5,
+        }.items():
+            weighted = curve(model, f"{name}_weighted_{stage}")
+            np.testing.assert_allclose(
+                weighted, factor * curve(model, f"{name}_{stage}"), rtol=1e-3, atol=1e-6
+            )
+            parts = parts + weighted
+        np.testing.assert_allclose(total, parts, rtol=1e-3)
+
+
+def test_schedules_can_be_switched_off():
+    model = trained(plan_kwargs={"noise_start": 0.0, "noise_schedule": "constant"})
+    assert (curve(model, "noise_level") == 0).all()
+    assert (curve(model, "reconstruction_weight") == 1).all()
+
+
+def test_noise_reaches_the_module():
+    levels = []
+    original = DisentangleTrainingPlan.noise_level.fget
+
+    class Spy(DisentangleTrainingPlan):
+        @property
+        def noise_level(self):
+            levels.append(original(self))
+            return levels[-1]
+
+    adata = data.simulated(n_cells=150, n_genes=60, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=16)
+    model._training_plan_cls = Spy
+    seen = []
+    forward = model.module.inference
+    model.module.inference = lambda *a, noise_level=0.0, **k: (
+        seen.append(noise_level) or forward(*a, noise_level=noise_level, **k)
+    )
+    model.train(4, enable_progress_bar=False)
+    assert sorted(set(np.round(seen, 6))) == pytest.approx([0.04, 0.06, 0.08, 0.1])
+
+
+def test_estimators_are_trained_by_their_own_optimizer():
+    adata = data.simulated(n_cells=150, n_genes=60, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=16, objective="mutual_information")
+    before = [p.detach().clone() for p in model.module.disentanglement.estimator_parameters()]
+    model.train(3, enable_progress_bar=False)
+    plan = model.trainer.lightning_module
+    main, own = plan.optimizers()
+    estimators = {id(p) for p in model.module.disentanglement.estimator_parameters()}
+
+    def ids(optimizer):
+        return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+    assert ids(own) == estimators
+    assert not ids(main) & estimators
+    assert ids(main) | estimators == {id(p) for p in model.module.parameters()}
+    after = model.module.disentanglement.estimator_parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert "estimator_loss_train" in model.history
+
+
+@pytest.mark.parametrize("objective", ["hsic", "mutual_information"])
+def test_learning_rate_falls_on_a_plateau(objective):
+    model = trained(
+        6,
+        objective=objective,
+        plan_kwargs={"reduce_lr_on_plateau": True, "lr_patience": 0, "lr_threshold": 1e9},
+    )
+    optimizers = model.trainer.optimizers
+    assert optimizers[0].param_groups[0]["lr"] < 1e-3

@@ -1,0 +1,200 @@
+"""Bad input: the error names the culprit and the way out, and nothing is lost."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from scdisentangle import DisentangleModel, InputError
+
+
+def make(n_cells=40, n_genes=12, n_batches=2, x=None):
+    rng = np.random.default_rng(0)
+    x = rng.poisson(3.0, (n_cells, n_genes)).astype(np.float32) if x is None else x
+    obs = pd.DataFrame(
+        {"batch": [f"b{i % n_batches}" for i in range(x.shape[0])]},
+        index=[f"cell{i}" for i in range(x.shape[0])],
+    )
+    return ad.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(x.shape[1])]))
+
+
+def fitted(adata, **kwargs):
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=8, n_latent_bio=3, n_latent_nio=2, **kwargs)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    return model
+
+
+def with_value(value, kind):
+    x = make().X.copy()
+    x[7, 3] = value
+    return make(x=kind(x))
+
+
+@pytest.mark.parametrize(
+    ("argument", "kwargs"),
+    [
+        ("batch_key", {"batch_key": "batc"}),
+        ("labels_key", {"batch_key": "batch", "labels_key": "batc"}),
+        ("size_factor_key", {"batch_key": "batch", "size_factor_key": "batc"}),
+        ("categorical_covariate_keys", {"categorical_covariate_keys": ["batc"]}),
+        ("continuous_covariate_keys", {"continuous_covariate_keys": ["batc"]}),
+    ],
+)
+def test_missing_key(argument, kwargs):
+    with pytest.raises(InputError, match=rf"{argument}.*'batc'.*Did you mean 'batch'"):
+        DisentangleModel.setup_anndata(make(), **kwargs)
+
+
+def test_missing_layer():
+    with pytest.raises(InputError, match="layer='counts' is not in adata.layers"):
+        DisentangleModel.setup_anndata(make(), layer="counts")
+
+
+def test_nan_among_batches():
+    adata = make()
+    adata.obs.loc[["cell3", "cell5"], "batch"] = np.nan
+    with pytest.raises(InputError, match="'batch'.*2 cells: 'cell3', 'cell5'.*notna"):
+        DisentangleModel.setup_anndata(adata, batch_key="batch")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_values_that_are_not_finite(value, kind):
+    with pytest.raises(InputError, match="adata.X holds NaN or infinite.*'cell7'.*'gene3'"):
+        DisentangleModel.setup_anndata(with_value(value, kind), batch_key="batch")
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5])
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_values_that_are_no_counts(value, kind, likelihood):
+    adata = with_value(value, kind)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    with pytest.raises(InputError, match=f"'{likelihood}'.*'cell7'.*'gene3'.*'mse'"):
+        DisentangleModel(adata, gene_likelihood=likelihood)
+
+
+def test_cells_without_counts():
+    x = make().X.copy()
+    x[[2, 9]] = 0
+    adata = make(x=sparse.csr_matrix(x))
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    with pytest.raises(InputError, match="2 cells have no counts.*'cell2', 'cell9'.*filter_cells"):
+        DisentangleModel(adata)
+
+
+@pytest.mark.parametrize(("shape", "what"), [((0, 5), "cells"), ((5, 0), "genes")])
+def test_nothing_to_learn_from(shape, what):
+    with pytest.raises(InputError, match=f"no {what}"):
+        DisentangleModel.setup_anndata(make(x=np.zeros(shape, np.float32)), batch_key="batch")
+
+
+def test_one_batch_is_allowed_with_a_warning():
+    adata = make(n_batches=1)
+    with pytest.warns(UserWarning, match="one batch only"):
+        model = fitted(adata)
+    assert np.isfinite(model.get_latent_representation()).all()
+    assert (model.predict_batch() == "b0").all()
+
+
+def test_a_batch_of_one_cell_is_allowed_with_a_warning():
+    adata = make()
+    adata.obs.loc["cell4", "batch"] = "lonely"
+    with pytest.warns(UserWarning, match="single cell: 'lonely'"):
+        model = fitted(adata)
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 3, 33, 65])
+def test_few_cells_and_a_last_minibatch_of_one(n_cells):
+    adata = make(n_cells=n_cells)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=8)
+    model.train(max_epochs=2, train_size=1.0, batch_size=32, enable_progress_bar=False)
+    assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
+    assert model.get_latent_representation().shape == (n_cells, 30)
+
+
+def test_fewer_cells_than_a_minibatch_is_said():
+    adata = make(n_cells=20)
+    with pytest.warns(UserWarning, match=r"20 cells are fewer.*batch_size=128"):
+        fitted(adata)
+
+
+def test_unregistered_anndata():
+    with pytest.raises(ValueError, match="setup_anndata"):
+        DisentangleModel(make())
+
+
+def test_missing_and_unknown_genes():
+    model = fitted(make())
+    with pytest.raises(InputError, match="lacks 2 of the model's genes: 'gene10', 'gene11'"):
+        model.get_latent_representation(make(n_genes=10))
+    with pytest.raises(InputError, match="1 genes that the model does not know: 'gene12'"):
+        model.get_latent_representation(make(n_genes=13))
+
+
+def test_genes_in_another_order():
+    model = fitted(make())
+    with pytest.raises(InputError, match="another order.*get_var_names"):
+        model.get_latent_representation(make()[:, ::-1].copy())
+
+
+def test_unseen_batch():
+    model = fitted(make())
+    with pytest.raises(InputError, match="'batch'.*did not see in training: 'b2'"):
+        model.get_latent_representation(make(n_batches=3))
+
+
+def test_new_data_is_checked_as_the_first_was():
+    model = fitted(make())
+    with pytest.raises(InputError, match="NaN"):
+        model.get_latent_representation(with_value(np.nan, np.asarray))
+    with pytest.raises(InputError, match="needs counts"):
+        model.get_latent_representation(with_value(0.5, np.asarray))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a: DisentangleModel(a, n_latnt_bio=3), "option 'n_latnt_bio'.*n_latent_bio"),
+        (lambda a: DisentangleModel(a, nio_flow="detach"), "Did you mean 'detached'"),
+        (lambda a: DisentangleModel(a, encoder="joint"), "encoder='joint'.*separate, shared"),
+        (lambda a: DisentangleModel(a, gene_likelihood="negbin"), "gene_likelihood='negbin'.*nb"),
+        (lambda a: DisentangleModel(a, objective="hsik"), "hsic"),
+        (lambda a: DisentangleModel(a).train(1, plan_kwargs={"noise_strt": 1}), "noise_start"),
+        (lambda a: DisentangleModel(a).train(1, plan_kwargs={"noise_start": -1}), "0 or more"),
+        (
+            lambda a: DisentangleModel(a).train(1, plan_kwargs={"noise_schedule": "line"}),
+            "Did you mean 'linear'",
+        ),
+    ],
+)
+def test_unknown_options(call, message):
+    adata = make()
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    with pytest.raises(ValueError, match=message):
+        call(adata)
+
+
+def test_unknown_representation():
+    with pytest.raises(InputError, match="'noise' is not an option.*batch, bio, joint"):
+        fitted(make()).get_latent_representation(representation="noise")
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, np.asfortranarray])
+def test_the_users_data_is_left_alone(kind):
+    adata = make(x=kind(make().X))
+    adata.obs["score"] = 1.0
+    before = adata.copy()
+    fitted(adata)
+    difference = adata.X != before.X
+    assert difference.nnz == 0 if sparse.issparse(difference) else not difference.any()
+    if isinstance(adata.X, np.ndarray):
+        assert adata.X.flags["F_CONTIGUOUS"] == (kind is np.asfortranarray)
+    pd.testing.assert_frame_equal(adata.obs[before.obs.columns], before.obs)
+    pd.testing.assert_frame_equal(adata.var, before.var)
+    new = set(adata.obs) - set(before.obs)
+    assert all(name.startswith("_scvi") for name in [*new, *adata.uns])
