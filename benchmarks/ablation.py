@@ -1,0 +1,177 @@
+"""What each part of the method does: every objective and schedule on the three real sets.
+
+    python benchmarks/ablation.py --data ../shared/data
+
+Writes one row a run to ``benchmarks/results/ablation.csv`` (a second call goes on where the first
+stopped), the medians over seeds as the table of the user guide, and the figure beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from common import BATCH, LABEL, SETS, load, run_all, scores
+
+HERE = Path(__file__).parent
+EQUAL = {"n_latent_bio": 16, "n_latent_nio": 16}
+
+
+def only(objective: str, **options) -> dict:
+    """Model options for one objective in place of the default one."""
+    return {"objective": {objective: {"weight": 1.0, **options}}}
+
+
+# name: (row of the method, options of the model, options of the training plan)
+VARIANTS: dict[str, tuple[int, dict, dict]] = {
+    "default": (0, {}, {}),
+    "as written: shared encoder, mse, -MMD": (0, {"as_written": True}, {}),
+    "no objective": (0, {"objective": None}, {}),
+    "mse": (1, {"gene_likelihood": "mse"}, {}),
+    "zinb": (1, {"gene_likelihood": "zinb"}, {}),
+    "poisson": (1, {"gene_likelihood": "poisson"}, {}),
+    "normal": (1, {"gene_likelihood": "normal"}, {}),
+    "class-balanced classifier": (2, {"class_balanced": True}, {}),
+    "-MMD, one Gaussian kernel": (3, {**only("mmd", kernel="gaussian"), **EQUAL}, {}),
+    "-MMD, multi-scale kernel": (4, {**only("mmd"), **EQUAL}, {}),
+    "-MMD, codes not normalised": (5, {**only("mmd", normalize=False), **EQUAL}, {}),
+    "+MMD between batches": (5, only("batch_mmd"), {}),
+    "HSIC(z_bio, z_nio)": (6, only("hsic"), {}),
+    "CKA(z_bio, z_nio)": (6, only("cka"), {}),
+    "mutual information": (7, only("mutual_information"), {}),
+    "gradient penalty": (8, only("gradient_penalty", weight=0.1), {}),
+    "contrastive, neighbours": (9, only("contrastive", positives="mnn"), {}),
+    "contrastive, noisy views": (9, only("contrastive", positives="views"), {}),
+    "contrastive, labels (sees labels)": (9, only("contrastive", positives="labels"), {}),
+    "no classifier": (10, {"lambda_cls": 0.0}, {}),
+    "adversary on z_bio": (10, only("adversary"), {}),
+    "no input noise": (11, {}, {"noise_start": 0.0, "noise_end": 0.0}),
+    "constant noise": (12, {}, {"noise_schedule": "constant"}),
+    "cosine noise": (12, {}, {"noise_schedule": "cosine"}),
+    "falling reconstruction weight": (13, {}, {"reconstruction_floor": 0.1}),
+    "no warm-up": (14, {}, {"dis_warmup": 0.0, "dis_ramp": 0.0}),
+    "HSIC(z_bio, batch)": (15, only("batch_hsic"), {}),
+    "HSIC(z_bio, batch) within clusters": (15, only("local_batch_hsic"), {}),
+    "MMD of batches within clusters": (15, only("local_batch_mmd"), {}),
+    "shared encoder": (16, {"encoder": "shared"}, {}),
+    "z_nio free": (16, {"nio_flow": "free"}, {}),
+    "z_nio detached": (16, {"nio_flow": "detached"}, {}),
+    "z_nio variational": (16, {"nio_flow": "variational"}, {}),
+    "no batch in the decoder": (16, {"batch_in_decoder": False}, {}),
+}
+
+COLUMNS = {
+    "Total": "Total",
+    "Bio conservation": "Bio",
+    "Batch correction": "Batch",
+    "batch from z_bio within types": "batch in z_bio",
+    "type from z_nio within batches": "type in z_nio",
+    "train_s": "seconds",
+}
+
+
+def run(job: Mapping) -> dict:
+    """Train one variant on one set with one seed, and score it."""
+    import scvi
+
+    from scdisentangle import DisentangleModel
+
+    _, options, plan = VARIANTS[job["variant"]]
+    adata = load(job["data"], job["set"])
+    sees_labels = "labels" in job["variant"]
+    scvi.settings.seed = job["seed"]
+    DisentangleModel.setup_anndata(adata, batch_key=BATCH, labels_key=LABEL if sees_labels else None)
+    options = dict(options)
+    make = DisentangleModel.as_written if options.pop("as_written", False) else DisentangleModel
+    model = make(adata, **options)
+    began = time.perf_counter()
+    model.train(
+        plan_kwargs=plan,
+        enable_progress_bar=False,
+        max_epochs=job["max_epochs"],
+        default_root_dir=str(HERE / "results"),
+    )
+    seconds = time.perf_counter() - began
+    adata.obsm["X_disentangle"] = model.get_latent_representation()
+    adata.obsm["X_disentangle_batch"] = model.get_latent_representation(representation="batch")
+    return {**scores(adata), "train_s": seconds}
+
+
+def table(results: pd.DataFrame) -> pd.DataFrame:
+    """Medians over seeds, rows in the order of the method, three columns of sets in each score."""
+    medians = results.groupby(["variant", "set"])[list(COLUMNS)].median()
+    medians = medians.rename(columns=COLUMNS).unstack("set")
+    order = [name for name in VARIANTS if name in medians.index]
+    medians = medians.loc[order, [(c, s) for c in COLUMNS.values() for s in SETS]]
+    return medians
+
+
+def as_markdown(medians: pd.DataFrame, n_seeds: int) -> str:
+    """The table of the user guide: three numbers a cell, one for each set."""
+    lines = [
+        f"Medians over {n_seeds} seeds, on {' / '.join(SETS)}.\n",
+        "| row | variant | " + " | ".join(COLUMNS.values()) + " |",
+        "| --- | --- |" + " --- |" * len(COLUMNS),
+    ]
+    for name, row in medians.iterrows():
+        cells = [
+            " / ".join(f"{row[column, s]:.{0 if column == 'seconds' else 2}f}" for s in SETS)
+            for column in COLUMNS.values()
+        ]
+        lines.append(f"| {VARIANTS[name][0] or ''} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(medians: pd.DataFrame, path: Path) -> None:
+    """Batch correction against bio conservation, a numbered point for each variant."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(SETS), figsize=(15, 6), layout="constrained")
+    for ax, name in zip(axes, SETS, strict=True):
+        x, y = medians["Batch", name], medians["Bio", name]
+        for i, (variant, row) in enumerate(zip(medians.index, zip(x, y, strict=True), strict=True)):
+            special = VARIANTS[variant][0] == 0
+            ax.scatter(*row, s=60 if special else 25, color="#D55E00" if special else "#0072B2")
+            ax.annotate(str(i), row, xytext=(3, 3), textcoords="offset points", fontsize=7)
+        ax.set(title=name, xlabel="Batch correction", ylabel="Bio conservation")
+        ax.spines[["top", "right"]].set_visible(False)
+    key = "\n".join(f"{i}  {variant}" for i, variant in enumerate(medians.index))
+    fig.text(1.0, 0.5, key, va="center", fontsize=7)
+    fig.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def main() -> None:
+    """Run what is missing, then write the table and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--max-epochs", type=int, help="default: the model's own")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
+    arguments = parser.parse_args()
+    jobs = [
+        {
+            "set": name,
+            "variant": variant,
+            "seed": seed,
+            "data": arguments.data.resolve(),
+            "max_epochs": arguments.max_epochs,
+        }
+        for seed in range(arguments.seeds)
+        for name in SETS
+        for variant in arguments.variants
+    ]
+    results = run_all(jobs, run, HERE / "results" / "ablation.csv", arguments.processes)
+    medians = table(results)
+    guide = HERE.parent / "docs" / "user_guide"
+    n_seeds = int(results.groupby(["variant", "set"]).size().min())
+    (guide / "ablation_table.md").write_text(as_markdown(medians, n_seeds))
+    figure(medians, guide / "ablation.png")
+    print(as_markdown(medians, n_seeds))
+
+
+if __name__ == "__main__":
+    main()

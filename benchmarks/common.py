@@ -1,0 +1,82 @@
+"""What the benchmarks share: real sets, scores, and runs that resume where they stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import anndata as ad
+import pandas as pd
+from tqdm import tqdm
+
+SETS = ("cellbench", "pbmcstim", "pbmc3chem")
+BATCH, LABEL = "batch", "celltype"
+KEYS = ("set", "variant", "seed")
+
+
+def load(folder: Path, name: str) -> ad.AnnData:
+    """A real set: counts of 2,000 batch-aware variable genes, types of ten cells and more, PCA."""
+    import scdisentangle
+
+    adata = ad.read_h5ad(folder / f"{name}.h5ad")
+    sizes = adata.obs[LABEL].value_counts()
+    adata = adata[adata.obs[LABEL].isin(sizes.index[sizes >= 10])].copy()
+    scdisentangle.pp.select_genes(adata, 2000, batch_key=BATCH)
+    scdisentangle.pp.pca(adata)
+    return adata[:, adata.var["highly_variable"].to_numpy()].copy()
+
+
+def scores(adata: ad.AnnData) -> dict[str, float]:
+    """Integration scores of ``X_disentangle``, and leakage both ways if there is a z_nio."""
+    import scdisentangle
+
+    has_nio = "X_disentangle_batch" in adata.obsm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        row = scdisentangle.tl.integration_scores(
+            adata, BATCH, LABEL, "X_disentangle", progress_bar=False
+        ).iloc[0]
+        leakage = scdisentangle.tl.leakage(
+            adata, BATCH, LABEL, use_rep_batch="X_disentangle_batch" if has_nio else None
+        ).set_index(["code", "target", "within"])
+    found = row.to_dict()
+    found["batch from z_bio within types"] = leakage.excess["z_bio", "batch", "mean over labels"]
+    if has_nio:
+        found["type from z_nio within batches"] = leakage.excess[
+            "z_nio", "label", "mean over batches"
+        ]
+        found["batch from z_nio"] = leakage.balanced_accuracy["z_nio", "batch", "all"]
+    return found
+
+
+def run_all(
+    jobs: Iterable[Mapping], run: Callable[[Mapping], dict], csv: Path, n_processes: int
+) -> pd.DataFrame:
+    """Run the jobs that ``csv`` lacks, a row each, and return the table of all.
+
+    A job is a mapping with the keys ``set``, ``variant`` and ``seed``; each process has one thread.
+    """
+    done = set()
+    if csv.exists():
+        done = set(pd.read_csv(csv)[list(KEYS)].itertuples(index=False, name=None))
+    todo = [job for job in jobs if tuple(job[key] for key in KEYS) not in done]
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
+    pool = ProcessPoolExecutor(n_processes, mp_context=get_context("spawn"))
+    with pool, tqdm(total=len(todo), desc=csv.stem, unit="run") as bar:
+        for future in as_completed([pool.submit(_timed, run, job) for job in todo]):
+            row = pd.DataFrame([future.result()])
+            row.to_csv(csv, mode="a", header=not csv.exists(), index=False)
+            bar.update()
+    return pd.read_csv(csv)
+
+
+def _timed(run: Callable[[Mapping], dict], job: Mapping) -> dict:
+    began = time.perf_counter()
+    found = run(job)
+    return {**{key: job[key] for key in KEYS}, **found, "total_s": time.perf_counter() - began}
