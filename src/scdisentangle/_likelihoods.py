@@ -77,4 +77,38 @@ def reconstruction_loss(
     """
     if gene_likelihood == "mse":
         return squared_error(px.mean, target)
+    if gene_likelihood == "nb" and not target.is_cuda:
+        return negative_binomial_loss(px.mu, px.theta, target)
     return -px.log_prob(target).sum(dim=-1)
+
+
+def negative_binomial_loss(mu: Tensor, theta: Tensor, counts: Tensor) -> Tensor:
+    r"""Negative log-likelihood of each cell's counts, with log-gammas for counts above 0 only.
+
+    .. math::
+
+        -\log p = (y + \theta) \log(\theta + \mu) - \theta \log \theta - y \log \mu
+            - \log \frac{\Gamma(y + \theta)}{\Gamma(\theta)\, \Gamma(y + 1)}
+
+    Exact: where :math:`y = 0` the last two terms vanish. On a CPU they take most of the time of
+    the dense form, and most counts are zeros. (On a GPU, finding the others means waiting.)
+
+    Parameters
+    ----------
+    mu, theta
+        Mean and inverse dispersion, ``(n_cells, n_genes)``.
+    counts
+        Counts :math:`y`, ``(n_cells, n_genes)``.
+
+    Returns
+    -------
+    Shape ``(n_cells,)``.
+    """
+    tiny = torch.finfo(mu.dtype).tiny
+    of_all = (counts + theta) * (theta + mu).log() - theta * theta.log()
+    cell, gene = counts.nonzero(as_tuple=True)
+    y, mu, theta = counts[cell, gene], mu[cell, gene], theta[cell, gene]
+    of_positive = (
+        torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1) + y * (mu + tiny).log()
+    )
+    return of_all.sum(dim=-1).index_add(0, cell, -of_positive)

@@ -85,15 +85,17 @@ class Mixture:
         with torch.no_grad():
             decoder.weight.copy_(torch.eye(d, d + 2))
         loss = build_objectives(spec, n_latent_bio=d, n_latent_nio=2, n_batch=2)
-        modules = nn.ModuleList([encoder, decoder, loss])
-        optimizer = torch.optim.Adam(modules.parameters(), lr=1e-2)
+        estimators = list(loss.estimator_parameters())
+        modules = [encoder, decoder] if estimators else [encoder, decoder, loss]
+        optimizer = torch.optim.Adam(nn.ModuleList(modules).parameters(), lr=1e-2)
+        fitting = torch.optim.Adam(estimators, lr=1e-2) if estimators else None
         for _ in range(steps):
             index = torch.randperm(n)[:96]
             target, one_hot = self.z[index], condition[index]
             z = target + encoder(torch.cat([target, one_hot], 1))
             codes = Codes(
                 z_bio=z,
-                z_nio=one_hot,
+                z_nio=one_hot + 0.5 * torch.randn_like(one_hot),
                 batch=self.batch[index],
                 n_batch=2,
                 labels=None,
@@ -101,6 +103,10 @@ class Mixture:
                 encode_bio=lambda x: x,
                 decode=lambda z_bio, z_nio: decoder(torch.cat([z_bio, z_nio], 1)),
             )
+            if fitting:
+                fitting.zero_grad()
+                loss.estimator_loss(codes).backward()
+                fitting.step()
             error = (decoder(torch.cat([z, one_hot], 1)) - target).square().sum(1).mean()
             optimizer.zero_grad()
             (error + weight * sum(loss(codes).values())).backward()

@@ -43,7 +43,7 @@ def test_balanced_weighs_batches_alike(make_codes):
 
 
 def test_hides_the_batch(alike):
-    z = alike.train("adversary", weight=30.0)
+    z = alike.train("adversary", weight=3.0, steps=400)
     assert alike.leakage(alike.z) > 0.9
     assert alike.leakage(z) < 0.75
     assert alike.type_accuracy(z) > 0.9

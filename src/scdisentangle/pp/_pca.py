@@ -3,9 +3,11 @@ from __future__ import annotations
 import anndata as ad
 import scanpy as sc
 
+from ._threads import threads_kept
 from ._values import log_expression
 
 
+@threads_kept()
 def pca(
     adata: ad.AnnData,
     n_comps: int = 30,
