@@ -29,12 +29,17 @@ intersphinx_mapping = {
     "torch": ("https://docs.pytorch.org/docs/stable", None),
 }
 
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+# reStructuredText first: it is what autosummary writes its pages in.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 nb_execution_mode = "off"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+# A link to a name of ours must lead somewhere; names of others need their inventories.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(?!scdisentangle\b).*")]
 
 autosummary_generate = True
 autodoc_member_order = "bysource"

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import norm
 from scvi import REGISTRY_KEYS
 from sklearn.metrics import log_loss
+from sklearn.neighbors import NearestNeighbors
 
 from scdisentangle import DisentangleModule
 
@@ -29,6 +30,7 @@ def tensors():
 def make(**kwargs):
     torch.manual_seed(0)
     sizes = {"n_latent_bio": 4, "n_latent_nio": 3, "n_hidden": 16, "objective": None}
+    sizes |= {"nio_flow": "detached", "input_dropout": 0.0}
     return DisentangleModule(N_GENES, N_BATCH, **{**sizes, **kwargs})
 
 
@@ -78,7 +80,9 @@ def test_balanced_classification_weighs_batches_alike(tensors):
     assert losses.extra_metrics["classification_loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("flow", "reaches"), [("detached", False), ("free", True)])
+@pytest.mark.parametrize(
+    ("flow", "reaches"), [("quantized", False), ("detached", False), ("free", True)]
+)
 def test_whether_reconstruction_shapes_z_nio(tensors, flow, reaches):
     module = make(nio_flow=flow)
     reconstruct(module, tensors).backward()
@@ -184,3 +188,54 @@ def test_sample_is_a_draw_of_counts(tensors):
     mean = module(tensors)[1]["px"].mean
     assert (draws == draws.round()).all()
     torch.testing.assert_close(draws.mean(0), mean.detach(), rtol=0.3, atol=0.5)
+
+
+def test_a_quantised_code_is_the_nearest_and_learns_straight_through(tensors):
+    module = make(nio_flow="quantized").train()
+    heads = []
+    module.encoder.nio_head.register_forward_hook(lambda *args: heads.append(args[2][0]))
+    outputs, _, losses = module(tensors)
+    book = module.codebook.codes.detach().numpy()
+    nearest = NearestNeighbors(n_neighbors=1).fit(book)
+    distance, index = nearest.kneighbors(heads[0].detach().numpy())
+    np.testing.assert_allclose(outputs["z_nio"].detach(), book[index.ravel()], rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.extra_metrics["commitment"].item(),
+        np.square(distance).mean(),
+        rtol=1e-4,
+    )
+    losses.extra_metrics["classification_loss"].backward()
+    assert gradient_norm(module.encoder.nio_encoder.parameters()) > 0
+
+
+def test_genes_are_hidden_from_the_encoder_of_z_bio_in_training_only(tensors):
+    module = make(input_dropout=0.4)
+    seen = {"bio": [], "nio": []}
+    for name, found in seen.items():
+        encoder = getattr(module.encoder, f"{name}_encoder")
+        encoder.register_forward_pre_hook(lambda _, args, found=found: found.append(args[0]))
+    kwargs = module._get_inference_input(tensors)
+    for _ in range(50):
+        normalized = module.train().inference(**kwargs)["normalized"]
+    hidden = (torch.stack(seen["bio"]) == 0) & (normalized > 0)
+    assert hidden.float().mean().item() / (normalized > 0).float().mean().item() == pytest.approx(
+        0.4, abs=0.02
+    )
+    torch.testing.assert_close(seen["nio"][0], normalized)
+    module.eval().inference(**kwargs)
+    torch.testing.assert_close(seen["bio"][-1], normalized)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "mse"])
+def test_a_counterfactual_shows_the_partners_batch(tensors, likelihood):
+    """The partner's z_nio and batch with the cell's own z_bio, on the encoder's scale."""
+    module = make(gene_likelihood=likelihood).eval()
+    outputs, *_ = module(tensors)
+    partner = (torch.arange(N_CELLS) + 1) % N_CELLS
+    shown = module._codes(tensors, outputs).as_partner(partner)
+    swapped = module._get_generative_input(tensors, outputs)
+    swapped["z_nio"] = swapped["z_nio"][partner]
+    swapped["batch_index"] = swapped["batch_index"][partner]
+    mean = module.generative(**swapped)["px"].mean
+    expected = torch.log1p(mean / mean.sum(1, keepdim=True) * 1e4) if likelihood == "nb" else mean
+    torch.testing.assert_close(shown, expected, rtol=1e-4, atol=1e-4)

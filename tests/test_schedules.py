@@ -52,3 +52,12 @@ def test_disentanglement_waits_and_ramps(progress, warmup, ramp, weight):
 @pytest.mark.parametrize(("length", "share"), [(5, 0.1), (0.1, 0.1), (0, 0), (1.0, 1.0), (50, 1.0)])
 def test_lengths_are_epochs_or_shares(length, share):
     assert _schedules.as_share(length, max_epochs=50) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("progress", "schedule", "factor"),
+    [(0, "cosine", 1), (1 / 3, "cosine", 0.75), (0.5, "cosine", 0.5), (1, "cosine", 0)]
+    + [(p, "constant", 1) for p in (0, 0.5, 1)],
+)
+def test_learning_rate_falls_to_nothing_or_stays(progress, schedule, factor):
+    assert _schedules.learning_rate_factor(progress, schedule) == pytest.approx(factor)

@@ -24,6 +24,9 @@ def test_history_holds_the_schedules_as_their_formulas_say():
         plan_kwargs={"dis_warmup": 2, "dis_ramp": 0.5, "reconstruction_floor": 0.5}, lambda_dis=3.0
     )
     progress = np.arange(8) / 8
+    np.testing.assert_allclose(
+        curve(model, "learning_rate"), 3e-3 * (1 + np.cos(np.pi * progress)) / 2, rtol=1e-5
+    )
     np.testing.assert_allclose(curve(model, "noise_level"), 0.1 - 0.08 * progress, rtol=1e-5)
     np.testing.assert_allclose(
         curve(model, "disentanglement_weight"), 3.0 * np.clip((progress - 0.25) / 0.5, 0, 1)
@@ -47,6 +50,7 @@ def test_history_holds_each_term_raw_and_weighted():
         for name, factor in {
             "reconstruction_loss": 1.0,
             "classification_loss": 4.0,
+            "commitment": 4.0,
             "hsic": 3.0 * 2.0,
             "batch_mmd": 3.0 * 0.5,
         }.items():
@@ -59,7 +63,10 @@ def test_history_holds_each_term_raw_and_weighted():
 
 
 def test_schedules_can_be_switched_off():
-    model = trained(plan_kwargs={"noise_start": 0.0, "noise_schedule": "constant"})
+    model = trained(
+        plan_kwargs={"noise_start": 0.0, "noise_schedule": "constant", "lr_schedule": "constant"}
+    )
+    assert curve(model, "learning_rate") == pytest.approx([3e-3] * 8)
     assert (curve(model, "noise_level") == 0).all()
     assert (curve(model, "reconstruction_weight") == 1).all()
 
@@ -116,4 +123,4 @@ def test_learning_rate_falls_on_a_plateau(objective):
         plan_kwargs={"reduce_lr_on_plateau": True, "lr_patience": 0, "lr_threshold": 1e9},
     )
     optimizers = model.trainer.optimizers
-    assert optimizers[0].param_groups[0]["lr"] < 1e-3
+    assert optimizers[0].param_groups[0]["lr"] < 3e-3

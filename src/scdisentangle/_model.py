@@ -93,7 +93,7 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
         n_latent_nio: int = 8,
         n_hidden: int = 128,
         n_layers: int = 1,
-        dropout_rate: float = 0.1,
+        dropout_rate: float = 0.0,
         gene_likelihood: GeneLikelihood | None = None,
         objective: str | Mapping[str, float | Mapping] | None = "local_batch_hsic",
         **module_kwargs,
@@ -104,6 +104,13 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
         if adata is not None:
             counts = _validation.are_counts(adata, setup_args["layer"])
             module_kwargs.setdefault("log_normalize", counts)
+            size_factor_key = setup_args.get("size_factor_key")
+            library = (
+                adata.obs[size_factor_key].median()
+                if size_factor_key
+                else _validation.median_sum(adata, setup_args["layer"])
+            )
+            module_kwargs.setdefault("target_sum", float(library))
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs)
         if adata is not None and gene_likelihood in COUNT_LIKELIHOODS:
             _validation.check_counts(adata, setup_args["layer"], gene_likelihood)

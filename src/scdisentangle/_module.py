@@ -23,10 +23,10 @@ from ._likelihoods import (
     expression_distribution,
     reconstruction_loss,
 )
-from ._networks import Decoder, TwoCodeEncoder
+from ._networks import Codebook, Decoder, TwoCodeEncoder
 from .objectives import Codes, batch_cross_entropy, build_objectives
 
-NIO_FLOWS = ("detached", "variational", "free")
+NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
 
 
@@ -37,8 +37,9 @@ class DisentangleModule(BaseModuleClass):
 
         L = w_{rec} L_{rec} + \lambda_{cls} L_{cls} + w_{dis} \lambda_{dis} L_{dis} + \mathrm{KL}
 
-    with the factors :math:`w` set by the training plan's schedules and 1 outside training. The
-    KL terms exist for variational codes only.
+    with the factors :math:`w` set by the training plan's schedules and 1 outside training. KL terms
+    exist for variational codes only; a quantised ``z_nio`` adds :math:`\lambda_{cls}` times the
+    squared distance to its code.
 
     Parameters
     ----------
@@ -55,7 +56,9 @@ class DisentangleModule(BaseModuleClass):
     n_hidden, n_layers
         Units and number of hidden layers of each encoder and of the decoder.
     dropout_rate
-        Share of hidden units of the encoders that is dropped in training.
+        Share of hidden units of the encoders that is dropped in training, in [0, 1).
+    input_dropout
+        Share of genes that is hidden from the encoder of ``z_bio`` in training, in [0, 1).
     gene_likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts; ``"mse"`` (squared error) or ``"normal"``
         on the normalised scale.
@@ -70,9 +73,10 @@ class DisentangleModule(BaseModuleClass):
         ``"separate"`` encoders for the two codes, or one ``"shared"`` with two heads.
     nio_flow
         What the decoder reads of ``z_nio``: ``"detached"``, no gradient returns, so that only the
-        classifier shapes ``z_nio`` and biology gains nothing by moving there; ``"variational"``, a
-        sample of a posterior that is held to a learned prior per batch
-        :math:`N(\mu_b, \sigma_b^2)`; ``"free"``, as it is.
+        classifier shapes ``z_nio`` and biology gains nothing by moving there; ``"quantized"``, the
+        same, and ``z_nio`` is the nearest of one learned code per batch, so that nothing but the
+        batch fits in; ``"variational"``, a sample of a posterior that is held to a learned prior
+        per batch :math:`N(\mu_b, \sigma_b^2)`; ``"free"``, as it is.
     batch_in_decoder
         Whether the decoder sees the batch.
     encode_covariates
@@ -103,13 +107,14 @@ class DisentangleModule(BaseModuleClass):
         n_latent_nio: int = 8,
         n_hidden: int = 128,
         n_layers: int = 1,
-        dropout_rate: float = 0.1,
+        dropout_rate: float = 0.0,
+        input_dropout: float = 0.3,
         gene_likelihood: GeneLikelihood = "nb",
         log_normalize: bool = True,
         target_sum: float = 1e4,
         use_size_factor_key: bool = False,
         encoder: Literal["separate", "shared"] = "separate",
-        nio_flow: Literal["detached", "variational", "free"] = "detached",
+        nio_flow: Literal["quantized", "detached", "variational", "free"] = "quantized",
         batch_in_decoder: bool = True,
         encode_covariates: bool = False,
         objective: str | Mapping[str, float | Mapping] | None = "local_batch_hsic",
@@ -130,6 +135,7 @@ class DisentangleModule(BaseModuleClass):
         self.log_normalize = log_normalize
         self.use_size_factor_key = use_size_factor_key
         self.nio_flow = nio_flow
+        self.input_dropout = input_dropout
         self.batch_in_decoder = batch_in_decoder
         self.encode_covariates = encode_covariates
         self.lambda_cls = 0.1 * n_input if lambda_cls is None else lambda_cls
@@ -175,6 +181,8 @@ class DisentangleModule(BaseModuleClass):
             objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch
         )
         self.log_dispersion = nn.Parameter(torch.randn(n_input))
+        if nio_flow == "quantized":
+            self.codebook = Codebook(n_batch, n_latent_nio)
         if nio_flow == "variational":
             self.prior_nio_mean = nn.Parameter(torch.randn(n_batch, n_latent_nio))
             self.prior_nio_log_scale = nn.Parameter(torch.zeros(n_batch, n_latent_nio))
@@ -241,25 +249,41 @@ class DisentangleModule(BaseModuleClass):
         noise_level
             Standard deviation of the Gaussian noise on the normalised values, in training only.
         """
-        clean = self.normalize(x, library)
-        noisy = clean
-        if self.training and noise_level > 0:
-            noise = torch.randn(clean.shape, device=clean.device, dtype=clean.dtype)
-            noisy = clean + noise_level * noise
-        cats, cont = (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
-        z_bio, q_bio = self.encoder.encode_bio(noisy, cats, cont)
-        z_nio, q_nio = self.encoder.encode_nio(noisy, cats, cont)
-        if self.training:
-            z_bio = z_bio if q_bio is None else q_bio.rsample()
-            z_nio = z_nio if q_nio is None else q_nio.rsample()
+        normalized = self.normalize(x, library)
+        noisy = self._add_noise(normalized, noise_level)
+        z_nio, q_nio = self.encoder.encode_nio(noisy, *self._encoded(cont_covs, cat_covs))
+        commitment = None
+        if self.nio_flow == "quantized":
+            z_nio, commitment = self.codebook(z_nio)
+        elif self.training and q_nio is not None:
+            z_nio = q_nio.rsample()
+        z_bio, q_bio = self._encode_bio(noisy, cont_covs, cat_covs)
         return {
-            "normalized": clean,
+            "normalized": normalized,
             "z_bio": z_bio,
             "z_nio": z_nio,
             "q_bio": q_bio,
             "q_nio": q_nio,
+            "commitment": commitment,
+            "noise_level": noise_level,
             MODULE_KEYS.LIBRARY_KEY: library,
         }
+
+    def _add_noise(self, normalized: Tensor, noise_level: float) -> Tensor:
+        if not self.training or noise_level == 0:
+            return normalized
+        noise = torch.randn(normalized.shape, device=normalized.device, dtype=normalized.dtype)
+        return normalized + noise_level * noise
+
+    def _encoded(self, cont_covs: Tensor | None, cat_covs: Tensor | None):
+        return (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
+
+    def _encode_bio(self, noisy: Tensor, cont_covs: Tensor | None, cat_covs: Tensor | None):
+        seen = noisy
+        if self.training and self.input_dropout > 0:
+            seen = noisy * (torch.rand(noisy.shape, device=noisy.device) >= self.input_dropout)
+        z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))
+        return (q_bio.rsample() if self.training and q_bio is not None else z_bio), q_bio
 
     def _decode(
         self,
@@ -269,6 +293,8 @@ class DisentangleModule(BaseModuleClass):
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        if self.nio_flow in ("detached", "quantized"):
+            z_nio = z_nio.detach()
         z = torch.cat([z_bio, z_nio], dim=-1)
         return self.decoder(z, batch_index, *self._split(cat_covs), cont=cont_covs)
 
@@ -295,8 +321,6 @@ class DisentangleModule(BaseModuleClass):
         cont_covs, cat_covs
             Further covariates, ``(n_cells, n_covariates)``.
         """
-        if self.nio_flow == "detached":
-            z_nio = z_nio.detach()
         output, zi_logits = self._decode(z_bio, z_nio, batch_index, cont_covs, cat_covs)
         px = expression_distribution(
             self.gene_likelihood, output, library, self.log_dispersion, zi_logits
@@ -304,33 +328,43 @@ class DisentangleModule(BaseModuleClass):
         return {MODULE_KEYS.PX_KEY: px}
 
     def _codes(self, tensors: dict[str, Tensor], inference_outputs: dict) -> Codes:
+        z_bio, z_nio = inference_outputs["z_bio"], inference_outputs["z_nio"]
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
         covariates = self._covariates(tensors)
-        cont, cats = covariates["cont_covs"], self._split(covariates["cat_covs"])
         labels = tensors.get(REGISTRY_KEYS.LABELS_KEY)
         if labels is not None:
             labels = labels.squeeze(-1)
             if self.unlabeled_code is not None:
                 labels = torch.where(labels == self.unlabeled_code, -1, labels)
+        counts = self.gene_likelihood in COUNT_LIKELIHOODS
 
         def encode_bio(x: Tensor) -> Tensor:
-            seen = (cats, cont) if self.encode_covariates else ((), None)
-            return self.encoder.encode_bio(x, *seen)[0]
+            noisy = self._add_noise(x, inference_outputs["noise_level"])
+            return self._encode_bio(noisy, **covariates)[0]
 
         def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
-            output, _ = self._decode(z_bio, z_nio, batch_index, **covariates)
-            counts = self.gene_likelihood in COUNT_LIKELIHOODS
+            z = torch.cat([z_bio, z_nio], dim=-1)
+            cats = self._split(covariates[MODULE_KEYS.CAT_COVS_KEY])
+            output, _ = self.decoder(z, batch_index, *cats, cont=covariates["cont_covs"])
             return output.log_softmax(dim=-1) if counts else output
 
+        def as_partner(partner: Tensor) -> Tensor:
+            output, _ = self._decode(z_bio, z_nio[partner], batch_index[partner], **covariates)
+            if not counts:
+                return output
+            shares = output.softmax(dim=-1)
+            return torch.log1p(shares * self.target_sum) if self.log_normalize else shares
+
         return Codes(
-            z_bio=inference_outputs["z_bio"],
-            z_nio=inference_outputs["z_nio"],
+            z_bio=z_bio,
+            z_nio=z_nio,
             batch=batch_index.squeeze(-1),
             n_batch=self.n_batch,
             labels=labels,
             x=inference_outputs["normalized"],
             encode_bio=encode_bio,
             decode=decode,
+            as_partner=as_partner,
         )
 
     def _kl(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
@@ -388,8 +422,10 @@ class DisentangleModule(BaseModuleClass):
             weighted[name] = disentanglement_weight * self.lambda_dis * weights[name] * term
         for name, term in kl_local.items():
             weighted[name] = kl_weight * term.mean()
-
         metrics = {"classification_loss": classification, **objectives}
+        if inference_outputs["commitment"] is not None:
+            metrics["commitment"] = inference_outputs["commitment"].mean()
+            weighted["commitment"] = self.lambda_cls * metrics["commitment"]
         metrics |= {f"{name}_weighted": term for name, term in weighted.items()}
         if self.training and self.disentanglement.has_estimators:
             metrics["estimator_loss"] = self.disentanglement.estimator_loss(codes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from scvi.distributions import Normal
 from scvi.nn import FCLayers
 from torch import Tensor, nn
@@ -96,6 +97,31 @@ class TwoCodeEncoder(nn.Module):
     def encode_nio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
         """``z_nio``, shape ``(n_cells, n_latent_nio)``, and its posterior or ``None``."""
         return self.nio_head(self.nio_encoder(x, *cats, cont=cont))
+
+
+class Codebook(nn.Module):
+    r"""One learned code per batch; each cell takes the nearest.
+
+    A code of ``n_batch`` values can hold the batch and nothing else of a cell. Gradients pass
+    straight through to the encoder (van den Oord et al. 2017, arXiv:1711.00937).
+
+    Parameters
+    ----------
+    n_codes
+        Number of codes.
+    n_latent
+        Dimensions of a code.
+    """
+
+    def __init__(self, n_codes: int, n_latent: int):
+        super().__init__()
+        self.codes = nn.Parameter(torch.randn(n_codes, n_latent))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest code of each cell, ``(n_cells, n_latent)``, and its squared distance."""
+        nearest = self.codes[torch.cdist(z.detach(), self.codes.detach()).argmin(dim=1)]
+        distance = (z - nearest).square().sum(dim=1)
+        return (z - z.detach()) + nearest.detach(), distance
 
 
 class Decoder(nn.Module):

@@ -9,6 +9,7 @@ import math
 from typing import Literal
 
 NoiseSchedule = Literal["linear", "cosine", "constant"]
+LearningRateSchedule = Literal["cosine", "constant"]
 
 
 def noise_level(
@@ -68,6 +69,21 @@ def disentanglement_weight(progress: float, warmup: float = 0.0, ramp: float = 0
     if progress < warmup:
         return 0.0
     return 1.0 if ramp == 0 else min((progress - warmup) / ramp, 1.0)
+
+
+def learning_rate_factor(progress: float, schedule: LearningRateSchedule = "cosine") -> float:
+    r"""Factor on the learning rate: :math:`(1 + \cos \pi p) / 2`, or 1 if ``"constant"``.
+
+    Source: Loshchilov and Hutter (2017), SGDR: stochastic gradient descent with warm restarts.
+
+    Parameters
+    ----------
+    progress
+        Share of training that is done, in [0, 1].
+    schedule
+        Course over training.
+    """
+    return 1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2
 
 
 def as_share(length: int | float, max_epochs: int) -> float:

@@ -14,7 +14,7 @@ from ._module import DisentangleModule
 class DisentangleTrainingPlan(TrainingPlan):
     r"""Trains :class:`~scdisentangle.DisentangleModule` on a schedule.
 
-    What is in force at each epoch is in the history as ``noise_level``,
+    What is in force at each epoch is in the history as ``noise_level``, ``learning_rate``,
     ``reconstruction_weight``, ``classification_weight`` and ``disentanglement_weight``.
 
     Parameters
@@ -31,10 +31,13 @@ class DisentangleTrainingPlan(TrainingPlan):
     dis_warmup, dis_ramp
         Length of the warm-up without the disentanglement term, and of its linear ramp after that:
         epochs as an ``int``, a share of training as a ``float``.
+    lr, lr_schedule
+        Learning rate, and its course: ``"cosine"`` down to 0, or ``"constant"``, as always with
+        ``reduce_lr_on_plateau``.
     n_epochs_kl_warmup
         Epochs over which the weight of Kullback-Leibler terms rises; ``None`` for no warm-up.
     **kwargs
-        Keyword arguments for :class:`scvi.train.TrainingPlan`: ``lr``, ``weight_decay``,
+        Keyword arguments for :class:`scvi.train.TrainingPlan`: ``weight_decay``,
         ``optimizer``, ``reduce_lr_on_plateau``, ``compile``, …
 
     Raises
@@ -53,6 +56,8 @@ class DisentangleTrainingPlan(TrainingPlan):
         reconstruction_floor: float | None = None,
         dis_warmup: int | float = 0.1,
         dis_ramp: int | float = 0.2,
+        lr: float = 3e-3,
+        lr_schedule: _schedules.LearningRateSchedule = "cosine",
         n_epochs_kl_warmup: int | None = None,
         **kwargs,
     ):
@@ -64,7 +69,9 @@ class DisentangleTrainingPlan(TrainingPlan):
         for name, value in {"noise_start": noise_start, "noise_end": noise_end}.items():
             if value < 0:
                 raise InputError(f"{name}={value} is a standard deviation: give 0 or more.")
-        super().__init__(module, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
+        check_choice("lr_schedule", lr_schedule, ("cosine", "constant"))
+        super().__init__(module, lr=lr, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
+        self.lr_schedule = "constant" if self.reduce_lr_on_plateau else lr_schedule
         self.noise = {"start": noise_start, "end": noise_end, "schedule": noise_schedule}
         self.reconstruction_floor = reconstruction_floor
         self.dis_warmup, self.dis_ramp = dis_warmup, dis_ramp
@@ -106,12 +113,18 @@ class DisentangleTrainingPlan(TrainingPlan):
         return outputs
 
     def on_train_epoch_start(self) -> None:
-        """Log what is in force in this epoch."""
+        """Set the learning rate, and log what is in force in this epoch."""
         weights = self.weights()
         module = self.module
+        if self.lr_schedule != "constant":
+            factor = _schedules.learning_rate_factor(self.progress, self.lr_schedule)
+            for optimizer in self.trainer.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * factor
         self.log_dict(
             {
                 "noise_level": self.noise_level,
+                "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
                 "reconstruction_weight": weights["reconstruction_weight"],
                 "classification_weight": float(module.lambda_cls),
                 "disentanglement_weight": weights["disentanglement_weight"] * module.lambda_dis,

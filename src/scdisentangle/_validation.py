@@ -93,7 +93,7 @@ def check_counts(adata: AnnData, layer: str | None, gene_likelihood: str) -> Non
             f"{name_some(adata.var_names[genes])}. Register the layer with raw counts (layer=), or "
             "pass gene_likelihood='mse' or 'normal' for normalised values."
         )
-    empty = np.concatenate([np.asarray(block.sum(axis=1)).ravel() for _, block in _blocks(x)]) == 0
+    empty = _sums(x) == 0
     if empty.any():
         raise InputError(
             f"{empty.sum()} cells have no counts in {where}: {name_some(adata.obs_names[empty])}. "
@@ -121,6 +121,11 @@ def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:
 def are_counts(adata: AnnData, layer: str | None) -> bool:
     """Whether all registered values are non-negative whole numbers."""
     return _first_entries(_matrix(adata, layer), _not_a_count) is None
+
+
+def median_sum(adata: AnnData, layer: str | None) -> float:
+    """Median over cells of the sum over genes."""
+    return float(np.median(_sums(_matrix(adata, layer))))
 
 
 def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:
@@ -195,6 +200,10 @@ def _blocks(x) -> Iterator[tuple[int, np.ndarray | sparse.spmatrix]]:
     step = x.shape[0] if in_memory else ROWS_PER_BLOCK
     for start in range(0, x.shape[0], step):
         yield start, (x if in_memory else x[start : start + step])
+
+
+def _sums(x) -> np.ndarray:
+    return np.concatenate([np.asarray(block.sum(axis=1)).ravel() for _, block in _blocks(x)])
 
 
 def _first_entries(

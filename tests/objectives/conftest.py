@@ -41,6 +41,7 @@ def make_codes() -> Callable[..., Codes]:
             "x": torch.rand(n, 20),
             "encode_bio": encoder,
             "decode": lambda z_bio, z_nio: decoder(torch.cat([z_bio, z_nio], 1)),
+            "as_partner": lambda partner: torch.rand(n, 20),
         }
         return Codes(**(defaults | fields))
 
@@ -102,6 +103,7 @@ class Mixture:
                 x=target,
                 encode_bio=lambda x: x,
                 decode=lambda z_bio, z_nio: decoder(torch.cat([z_bio, z_nio], 1)),
+                as_partner=lambda partner, shown=target: shown,
             )
             if fitting:
                 fitting.zero_grad()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from scdisentangle.objectives.contrastive import (
     info_nce,
     label_positives,
     mutual_nearest_neighbours,
+    random_partners,
 )
 
 SIZES = {"n_latent_bio": 5, "n_latent_nio": 5, "n_batch": 3}
@@ -75,10 +78,13 @@ def test_the_batch_is_no_shortcut(make_codes, positives):
     """A code of the batch costs more than a random one, a code of the type almost nothing."""
     batch, types = torch.arange(90) % 3, torch.arange(90) // 3 % 5
     x = torch.rand(90, 20) * 0.1 + 3.0 * functional.one_hot(types, 20)
-    objective = build_objectives({"contrastive": {"positives": positives}}, **SIZES)
+    spec = {"contrastive": {"positives": positives, "temperature": 0.1}}
+    objective = build_objectives(spec, **SIZES)
 
     def loss(z_bio):
-        codes = make_codes(n=90, batch=batch, labels=types, x=x, z_bio=z_bio)
+        codes = make_codes(
+            n=90, batch=batch, labels=types, x=x, z_bio=z_bio, encode_bio=lambda _: z_bio
+        )
         return objective(codes)["contrastive"].item()
 
     noise = 0.01 * torch.randn(90, 5)
@@ -92,7 +98,8 @@ def test_the_batch_is_no_shortcut(make_codes, positives):
 def test_brings_types_together_across_batches(make_codes):
     batch, types = torch.arange(120) % 2, torch.arange(120) // 2 % 4
     z = torch.randn(120, 5) + 0.5 * functional.one_hot(types, 5) + 3.0 * batch[:, None]
-    codes = make_codes(n=120, batch=batch, labels=types, z_bio=z.requires_grad_())
+    z = z.requires_grad_()
+    codes = make_codes(n=120, batch=batch, labels=types, z_bio=z, encode_bio=lambda _: z)
 
     def transfer():
         found = z.detach().numpy()
@@ -109,42 +116,58 @@ def test_brings_types_together_across_batches(make_codes):
     assert transfer() > 0.9
 
 
-def test_views_are_encoded_with_noise(make_codes):
-    seen = []
-
-    def encode(x):
-        seen.append(x)
-        return x[:, :5]
-
-    x = torch.rand(40, 20)
-    codes = make_codes(x=x, encode_bio=encode, z_bio=x[:, :5].clone().requires_grad_())
-    spec = {"contrastive": {"positives": "views", "noise": 0.3}}
+@pytest.mark.parametrize("counterfactual", [False, True])
+def test_views_of_a_cell_are_told_from_those_of_its_batch(make_codes, counterfactual):
+    """Against PyTorch's cross-entropy over the views of the anchor's batch."""
+    batch = torch.arange(40) % 3
+    own, shown = torch.rand(40, 20), torch.rand(40, 20)
+    partners = []
+    codes = make_codes(
+        x=own,
+        batch=batch,
+        encode_bio=lambda x: x[:, :5],
+        as_partner=lambda partner: partners.append(partner) or shown,
+    )
+    spec = {"contrastive": {"positives": "views", "counterfactual": counterfactual}}
     value = build_objectives(spec, **SIZES)(codes)["contrastive"]
-    noise = seen[0] - x
-    assert noise.std().item() == pytest.approx(0.3, rel=0.1)
-    unit, view = (functional.normalize(v, dim=1) for v in (x[:, :5], seen[0][:, :5]))
-    losses = []
-    for i in range(40):
-        others = [j for j in range(40) if j != i and codes.batch[j] == codes.batch[i]]
-        logits = 10.0 * torch.cat([(unit[i] @ view[i])[None], unit[others] @ unit[i]])
-        losses.append(-logits.log_softmax(0)[0])
-    torch.testing.assert_close(value, torch.stack(losses).mean())
+    views = functional.normalize((shown if counterfactual else own)[:, :5], dim=1)
+    logits = functional.normalize(codes.z_bio, dim=1) @ views.T / 0.2
+    logits = logits.masked_fill(batch[:, None] != batch, -torch.inf)
+    torch.testing.assert_close(value, functional.cross_entropy(logits, torch.arange(40)))
+    assert len(partners) == counterfactual
+    assert all((batch[p] != batch).all() for p in partners)
 
 
-def test_auto_takes_labels_then_neighbours_then_views(make_codes):
-    """One batch and no labels leave views alone; labels for all leave none of them."""
-    calls = []
+def test_partners_are_random_cells_of_other_batches():
+    batch = torch.tensor([0, 0, 1, 2])
+    draws = torch.stack([random_partners(batch) for _ in range(500)])
+    assert (batch[draws] != batch).all()
+    assert set(draws[:, 0].tolist()) == {2, 3}
+    assert set(draws[:, 3].tolist()) == {0, 1, 2}
+    alone = torch.zeros(3, dtype=torch.long)
+    assert random_partners(alone).tolist() == [0, 1, 2]
 
-    def encode(x):
-        calls.append(len(x))
-        return x[:, :5]
 
-    objective = build_objectives("contrastive", **SIZES)
-    labelled = torch.arange(40) % 2
-    objective(make_codes(encode_bio=encode, labels=labelled))
-    assert not calls
-    objective(make_codes(encode_bio=encode, batch=torch.zeros(40, dtype=torch.long)))
-    assert calls == [40]
+@pytest.mark.parametrize(
+    ("labelled", "batches", "positives"),
+    [(True, 2, "labels"), (False, 2, "mnn"), (False, 1, "views")],
+)
+def test_auto_takes_labels_then_neighbours_then_views(make_codes, labelled, batches, positives):
+    n = 40
+    codes = make_codes(
+        n=n,
+        x=functional.one_hot(torch.arange(n) // 2, 20).float(),
+        batch=torch.arange(n) % batches,
+        labels=torch.arange(n) // 4 if labelled else None,
+    )
+    view = codes.encode_bio(codes.x).detach()
+    values = {
+        kind: build_objectives({"contrastive": {"positives": kind}}, **SIZES)(
+            dataclasses.replace(codes, encode_bio=lambda _: view)
+        )["contrastive"]
+        for kind in ("auto", positives)
+    }
+    torch.testing.assert_close(values["auto"], values[positives])
 
 
 def test_labels_have_to_be_there(make_codes):

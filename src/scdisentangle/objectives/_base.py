@@ -29,10 +29,14 @@ class Codes:
     x
         Normalised expression without input noise, shape ``(n_cells, n_genes)``.
     encode_bio
-        Maps normalised expression to ``z_bio``, to encode another view of the same cells.
+        Maps normalised expression to ``z_bio``, through noise and gene dropout of its own as in
+        training, to encode another view of the same cells.
     decode
         Maps ``(z_bio, z_nio)`` to the reconstruction on the normalised scale, shape
         ``(n_cells, n_genes)``, each cell in its own batch. It must not detach its arguments.
+    as_partner
+        Maps the index of a partner for each cell, shape ``(n_cells,)``, to the normalised
+        expression that the cell would show with its partner's ``z_nio``, in its partner's batch.
     """
 
     z_bio: Tensor
@@ -43,6 +47,7 @@ class Codes:
     x: Tensor
     encode_bio: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor, Tensor], Tensor]
+    as_partner: Callable[[Tensor], Tensor]
 
 
 class Objective(nn.Module):

@@ -106,29 +106,48 @@ def _alike(labels: Tensor) -> Tensor:
     return pairs.fill_diagonal_(False)
 
 
+@torch.no_grad()
+def random_partners(batch: Tensor) -> Tensor:
+    """A random cell of another batch for each cell, or the cell itself where there is no other.
+
+    Parameters
+    ----------
+    batch
+        Batch of each cell, shape ``(n_cells,)``.
+
+    Returns
+    -------
+    Index of the partner of each cell, shape ``(n_cells,)``.
+    """
+    elsewhere = batch.unsqueeze(1) != batch
+    lots = torch.rand(elsewhere.shape, device=batch.device) * elsewhere
+    return torch.where(elsewhere.any(1), lots.argmax(1), torch.arange(len(batch)).to(batch))
+
+
 class Contrastive(Objective):
     r"""InfoNCE on z_bio, :func:`info_nce`, with cosine similarity over a temperature.
 
-    Positives are cells of the anchor's label (of another batch where there are any), or its mutual
-    nearest neighbours in other batches, or another noisy view of the anchor itself. Negatives are
-    cells of the anchor's own batch without its label, so that they share the batch with the anchor
-    and its batch is no shortcut to tell them from the positive.
+    An anchor is compared with second views of all cells: encoded anew through other noise and gene
+    dropout, or, as counterfactuals, as they would show in another batch. Its positives are the
+    views of cells with its label (of another batch where there are any), or of its mutual nearest
+    neighbours in other batches, or of itself. Negatives are views of cells of the anchor's own
+    batch without its label. They share the batch with the anchor, so that the batch is no help to
+    tell them from the positive: it drains from z_bio, and no unlike cells are compared.
 
-    With labels, for annotated atlases; without, weaker, since cells of the anchor's own type are
-    among its negatives.
+    Without labels, take ``positives="views"``; with them, ``"auto"`` for annotated atlases.
 
     Parameters
     ----------
     positives
         ``"labels"``, ``"mnn"``, ``"views"``, or ``"auto"``: for each cell the first of the three
         that finds a positive.
+    counterfactual
+        Whether the second view shows each cell with ``z_nio`` and batch of a random cell of
+        another batch, instead of its own expression.
     temperature
         Of the similarity.
     n_neighbors
         Mutual nearest neighbours per other batch.
-    noise
-        Standard deviation of the Gaussian noise that makes a view, in units of the normalised
-        expression.
     **sizes
         As in :class:`Objective`.
     """
@@ -137,25 +156,36 @@ class Contrastive(Objective):
         self,
         *,
         positives: str = "auto",
-        temperature: float = 0.1,
+        counterfactual: bool = False,
+        temperature: float = 0.2,
         n_neighbors: int = 3,
-        noise: float = 0.1,
         **sizes: int,
     ) -> None:
         super().__init__(**sizes)
         check_choice("positives", positives, ("auto", "labels", "mnn", "views"))
-        check_positive(temperature=temperature, noise=noise)
+        check_positive(temperature=temperature)
         check_count(n_neighbors=n_neighbors)
         self.positives = positives
+        self.counterfactual = counterfactual
         self.temperature = temperature
         self.n_neighbors = n_neighbors
-        self.noise = noise
 
     def forward(self, codes: Codes) -> Tensor:
         """Mean over the anchors that have a positive; 0 where none has."""
-        n = len(codes.z_bio)
-        positives = torch.zeros(n, n, dtype=torch.bool, device=codes.z_bio.device)
-        negatives = (codes.batch.unsqueeze(1) == codes.batch).fill_diagonal_(False)
+        positives, negatives = self._pairs(codes)
+        if not positives.any():
+            return differentiable_zero(codes.z_bio)
+        x = codes.as_partner(random_partners(codes.batch)) if self.counterfactual else codes.x
+        anchors, views = (
+            functional.normalize(z, dim=1, eps=1e-6) for z in (codes.z_bio, codes.encode_bio(x))
+        )
+        return info_nce(anchors @ views.T / self.temperature, positives, negatives)
+
+    def _pairs(self, codes: Codes) -> tuple[Tensor, Tensor]:
+        """Masks of positives and negatives, anchors in rows and views in columns."""
+        itself = torch.eye(len(codes.batch), dtype=torch.bool, device=codes.batch.device)
+        positives = torch.zeros_like(itself)
+        negatives = (codes.batch.unsqueeze(1) == codes.batch) & ~itself
         if self._uses("labels") and codes.labels is not None:
             positives = label_positives(codes.labels, codes.batch)
             negatives = negatives & ~_alike(codes.labels)
@@ -168,19 +198,9 @@ class Contrastive(Objective):
             lacking = ~positives.any(1, keepdim=True)
             neighbours = mutual_nearest_neighbours(codes.x, codes.batch, self.n_neighbors)
             positives = positives | (lacking & neighbours)
-
-        unit = functional.normalize(codes.z_bio, dim=1, eps=1e-6)
-        similarity = unit @ unit.T
-        lacking = ~positives.any(1, keepdim=True)
-        if self._uses("views") and lacking.any():
-            view = codes.encode_bio(codes.x + self.noise * torch.randn_like(codes.x))
-            to_view = (unit * functional.normalize(view, dim=1, eps=1e-6)).sum(1, keepdim=True)
-            similarity = torch.cat([similarity, to_view], 1)
-            positives = torch.cat([positives, lacking], 1)
-            negatives = torch.cat([negatives, torch.zeros_like(lacking)], 1)
-        if not positives.any():
-            return differentiable_zero(codes.z_bio)
-        return info_nce(similarity / self.temperature, positives, negatives)
+        if self._uses("views"):
+            positives = positives | (~positives.any(1, keepdim=True) & itself)
+        return positives, negatives
 
     def _uses(self, kind: str) -> bool:
         return self.positives in ("auto", kind)
