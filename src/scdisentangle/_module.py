@@ -39,7 +39,7 @@ class DisentangleModule(BaseModuleClass):
 
     with the factors :math:`w` set by the training plan's schedules and 1 outside training. KL terms
     exist for variational codes only; a quantised ``z_nio`` adds :math:`\lambda_{cls}` times the
-    squared distance to its code.
+    squared distance to the code of the cell's batch.
 
     Parameters
     ----------
@@ -251,10 +251,10 @@ class DisentangleModule(BaseModuleClass):
         """
         normalized = self.normalize(x, library)
         noisy = self._add_noise(normalized, noise_level)
-        z_nio, q_nio = self.encoder.encode_nio(noisy, *self._encoded(cont_covs, cat_covs))
-        commitment = None
+        encoded_nio, q_nio = self.encoder.encode_nio(noisy, *self._encoded(cont_covs, cat_covs))
+        z_nio = encoded_nio
         if self.nio_flow == "quantized":
-            z_nio, commitment = self.codebook(z_nio)
+            z_nio = self.codebook(encoded_nio)
         elif self.training and q_nio is not None:
             z_nio = q_nio.rsample()
         z_bio, q_bio = self._encode_bio(noisy, cont_covs, cat_covs)
@@ -264,7 +264,7 @@ class DisentangleModule(BaseModuleClass):
             "z_nio": z_nio,
             "q_bio": q_bio,
             "q_nio": q_nio,
-            "commitment": commitment,
+            "encoded_nio": encoded_nio,
             "noise_level": noise_level,
             MODULE_KEYS.LIBRARY_KEY: library,
         }
@@ -423,8 +423,9 @@ class DisentangleModule(BaseModuleClass):
         for name, term in kl_local.items():
             weighted[name] = kl_weight * term.mean()
         metrics = {"classification_loss": classification, **objectives}
-        if inference_outputs["commitment"] is not None:
-            metrics["commitment"] = inference_outputs["commitment"].mean()
+        if self.nio_flow == "quantized":
+            commitment = self.codebook.commitment(inference_outputs["encoded_nio"], batch)
+            metrics["commitment"] = commitment.mean()
             weighted["commitment"] = self.lambda_cls * metrics["commitment"]
         metrics |= {f"{name}_weighted": term for name, term in weighted.items()}
         if self.training and self.disentanglement.has_estimators:

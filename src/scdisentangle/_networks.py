@@ -107,21 +107,24 @@ class Codebook(nn.Module):
 
     Parameters
     ----------
-    n_codes
-        Number of codes.
+    n_batch
+        Number of batches.
     n_latent
         Dimensions of a code.
     """
 
-    def __init__(self, n_codes: int, n_latent: int):
+    def __init__(self, n_batch: int, n_latent: int):
         super().__init__()
-        self.codes = nn.Parameter(torch.randn(n_codes, n_latent))
+        self.codes = nn.Parameter(torch.randn(n_batch, n_latent))
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearest code of each cell, ``(n_cells, n_latent)``, and its squared distance."""
-        nearest = self.codes[torch.cdist(z.detach(), self.codes.detach()).argmin(dim=1)]
-        distance = (z - nearest).square().sum(dim=1)
-        return (z - z.detach()) + nearest.detach(), distance
+    def forward(self, z: Tensor) -> Tensor:
+        """Nearest code of each cell, shape ``(n_cells, n_latent)``."""
+        nearest = torch.cdist(z.detach(), self.codes.detach()).argmin(dim=1)
+        return self.codes[nearest] + z - z.detach()
+
+    def commitment(self, z: Tensor, batch: Tensor) -> Tensor:
+        """Squared distance of each cell to the code of its own batch, shape ``(n_cells,)``."""
+        return (z - self.codes[batch]).square().sum(dim=1)
 
 
 class Decoder(nn.Module):
