@@ -83,7 +83,9 @@ def run(job: Mapping) -> dict:
     adata = load(job["data"], job["set"])
     sees_labels = "labels" in job["variant"]
     scvi.settings.seed = job["seed"]
-    DisentangleModel.setup_anndata(adata, batch_key=BATCH, labels_key=LABEL if sees_labels else None)
+    DisentangleModel.setup_anndata(
+        adata, batch_key=BATCH, labels_key=LABEL if sees_labels else None
+    )
     options = dict(options)
     make = DisentangleModel.as_written if options.pop("as_written", False) else DisentangleModel
     model = make(adata, **options)

@@ -30,7 +30,7 @@ def tensors():
 def make(**kwargs):
     torch.manual_seed(0)
     sizes = {"n_latent_bio": 4, "n_latent_nio": 3, "n_hidden": 16, "objective": None}
-    sizes |= {"nio_flow": "detached", "input_dropout": 0.0}
+    sizes |= {"nio_flow": "detached", "input_dropout": 0.0, "kl_weight_bio": 0.0}
     return DisentangleModule(N_GENES, N_BATCH, **{**sizes, **kwargs})
 
 

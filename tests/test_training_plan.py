@@ -43,6 +43,7 @@ def test_history_holds_each_term_raw_and_weighted():
         objective=weights,
         lambda_cls=4.0,
         lambda_dis=3.0,
+        kl_weight_bio=0.0,
     )
     for stage in ("train", "validation"):
         total = curve(model, f"{stage}_loss" if stage == "train" else "validation_loss")

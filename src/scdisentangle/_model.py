@@ -28,6 +28,7 @@ from ._errors import check_choice, check_options
 from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from ._module import DisentangleModule
 from ._training_plan import DisentangleTrainingPlan
+from .objectives import ObjectiveSpec
 
 logger = logging.getLogger(__name__)
 MIN_CELLS_TO_VALIDATE = 30
@@ -49,7 +50,7 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
     n_hidden
         Units of each hidden layer.
     n_layers
-        Hidden layers of each encoder and of the decoder.
+        Hidden layers of each encoder. The decoder has one.
     dropout_rate
         Share of the encoders' hidden units that is dropped in training, in [0, 1).
     gene_likelihood
@@ -60,9 +61,9 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
         What makes ``z_bio`` and ``z_nio`` carry different things: a name, a mapping of names to
         weights or options, or ``None``; see :data:`~scdisentangle.objectives.OBJECTIVES`.
     **module_kwargs
-        Further options of :class:`~scdisentangle.DisentangleModule`: ``encoder``, ``nio_flow``,
-        ``batch_in_decoder``, ``encode_covariates``, ``lambda_cls``, ``lambda_dis``,
-        ``kl_weight_bio``, ``kl_weight_nio``, ``class_balanced``.
+        Further options of :class:`~scdisentangle.DisentangleModule`: ``input_dropout``,
+        ``encoder``, ``nio_flow``, ``batch_in_decoder``, ``encode_covariates``, ``lambda_cls``,
+        ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``class_balanced``, …
 
     Raises
     ------
@@ -92,10 +93,10 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
         n_latent_bio: int = 30,
         n_latent_nio: int = 8,
         n_hidden: int = 128,
-        n_layers: int = 1,
+        n_layers: int = 2,
         dropout_rate: float = 0.0,
         gene_likelihood: GeneLikelihood | None = None,
-        objective: str | Mapping[str, float | Mapping] | None = "local_batch_hsic",
+        objective: ObjectiveSpec = "contrastive",
         **module_kwargs,
     ):
         check_options(module_kwargs, _module_options(), "DisentangleModel")
@@ -180,6 +181,8 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
             "n_latent_nio": n_latent,
             "gene_likelihood": "mse",
             "encoder": "shared",
+            "kl_weight_bio": 0.0,
+            "input_dropout": 0.0,
             "nio_flow": "free",
             "batch_in_decoder": True,
             "objective": {"mmd": {"weight": 1.0, "kernel": "multiscale", "normalize": True}},
@@ -425,12 +428,17 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
 def default_max_epochs(n_obs: int) -> int:
     """Epochs that :meth:`DisentangleModel.train` takes if not told.
 
+    90, but more for less than about 1,000 cells, so that there are 800 minibatches to learn from
+    (at most 400 epochs), and fewer above 20,000 cells, where the number of minibatches stays.
+    Longer training trades biology for mixing.
+
     Parameters
     ----------
     n_obs
         Number of cells.
     """
-    return max(1, min(100, round(100 * 20_000 / n_obs)))
+    enough = round(800 * 128 / n_obs)
+    return max(1, min(max(90, min(enough, 400)), round(90 * 20_000 / n_obs)))
 
 
 def _module_options() -> set[str]:

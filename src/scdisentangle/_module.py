@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -24,7 +24,7 @@ from ._likelihoods import (
     reconstruction_loss,
 )
 from ._networks import Codebook, Decoder, TwoCodeEncoder
-from .objectives import Codes, batch_cross_entropy, build_objectives
+from .objectives import Codes, ObjectiveSpec, batch_cross_entropy, build_objectives
 
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
@@ -53,8 +53,10 @@ class DisentangleModule(BaseModuleClass):
         Number of categories of each further categorical covariate.
     n_latent_bio, n_latent_nio
         Dimensions of ``z_bio`` and of ``z_nio``.
-    n_hidden, n_layers
-        Units and number of hidden layers of each encoder and of the decoder.
+    n_hidden
+        Units of each hidden layer.
+    n_layers
+        Hidden layers of each encoder. The decoder has one.
     dropout_rate
         Share of hidden units of the encoders that is dropped in training, in [0, 1).
     input_dropout
@@ -86,7 +88,7 @@ class DisentangleModule(BaseModuleClass):
         options; see :data:`~scdisentangle.objectives.OBJECTIVES`.
     lambda_cls, lambda_dis
         Weights :math:`\lambda` of the classification and the disentanglement term. ``None`` is
-        0.1 per gene: the reconstruction term is a sum over genes, and so keeps its share.
+        0.01 per gene: the reconstruction term is a sum over genes, and so keeps its share.
     kl_weight_bio, kl_weight_nio
         Weight of the Kullback-Leibler term of each code, as a share of the evidence lower bound's.
         ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
@@ -106,7 +108,7 @@ class DisentangleModule(BaseModuleClass):
         n_latent_bio: int = 30,
         n_latent_nio: int = 8,
         n_hidden: int = 128,
-        n_layers: int = 1,
+        n_layers: int = 2,
         dropout_rate: float = 0.0,
         input_dropout: float = 0.3,
         gene_likelihood: GeneLikelihood = "nb",
@@ -117,10 +119,10 @@ class DisentangleModule(BaseModuleClass):
         nio_flow: Literal["quantized", "detached", "variational", "free"] = "quantized",
         batch_in_decoder: bool = True,
         encode_covariates: bool = False,
-        objective: str | Mapping[str, float | Mapping] | None = "local_batch_hsic",
+        objective: ObjectiveSpec = "contrastive",
         lambda_cls: float | None = None,
         lambda_dis: float | None = None,
-        kl_weight_bio: float = 0.0,
+        kl_weight_bio: float = 0.5,
         kl_weight_nio: float = 1.0,
         class_balanced: bool = False,
         unlabeled_code: int | None = None,
@@ -138,8 +140,8 @@ class DisentangleModule(BaseModuleClass):
         self.input_dropout = input_dropout
         self.batch_in_decoder = batch_in_decoder
         self.encode_covariates = encode_covariates
-        self.lambda_cls = 0.1 * n_input if lambda_cls is None else lambda_cls
-        self.lambda_dis = 0.1 * n_input if lambda_dis is None else lambda_dis
+        self.lambda_cls = 0.01 * n_input if lambda_cls is None else lambda_cls
+        self.lambda_dis = 0.01 * n_input if lambda_dis is None else lambda_dis
         self.kl_weight_bio, self.kl_weight_nio = kl_weight_bio, kl_weight_nio
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
@@ -164,7 +166,7 @@ class DisentangleModule(BaseModuleClass):
             n_cont=n_continuous_cov,
             zero_inflated=gene_likelihood == "zinb",
             n_hidden=n_hidden,
-            n_layers=n_layers,
+            n_layers=1,
             dropout_rate=0.0,
         )
         self.classifier = Classifier(

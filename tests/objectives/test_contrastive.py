@@ -150,9 +150,9 @@ def test_partners_are_random_cells_of_other_batches():
 
 @pytest.mark.parametrize(
     ("labelled", "batches", "positives"),
-    [(True, 2, "labels"), (False, 2, "mnn"), (False, 1, "views")],
+    [(True, 2, "labels"), (False, 2, "views"), (False, 1, "views")],
 )
-def test_auto_takes_labels_then_neighbours_then_views(make_codes, labelled, batches, positives):
+def test_auto_takes_labels_then_views(make_codes, labelled, batches, positives):
     n = 40
     codes = make_codes(
         n=n,

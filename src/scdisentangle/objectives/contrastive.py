@@ -134,13 +134,13 @@ class Contrastive(Objective):
     batch without its label. They share the batch with the anchor, so that the batch is no help to
     tell them from the positive: it drains from z_bio, and no unlike cells are compared.
 
-    Without labels, take ``positives="views"``; with them, ``"auto"`` for annotated atlases.
+    The default objective, with or without labels.
 
     Parameters
     ----------
     positives
-        ``"labels"``, ``"mnn"``, ``"views"``, or ``"auto"``: for each cell the first of the three
-        that finds a positive.
+        ``"labels"``; ``"mnn"``; ``"views"``, an anchor's own view; or ``"auto"``, labels for
+        cells that have a positive by label and views for all others.
     counterfactual
         Whether the second view shows each cell with ``z_nio`` and batch of a random cell of
         another batch, instead of its own expression.
@@ -194,10 +194,8 @@ class Contrastive(Objective):
                 "The objective 'contrastive' with positives='labels' needs labels. Register a "
                 "labels_key in setup_anndata, or take positives='auto'."
             )
-        if self._uses("mnn"):
-            lacking = ~positives.any(1, keepdim=True)
-            neighbours = mutual_nearest_neighbours(codes.x, codes.batch, self.n_neighbors)
-            positives = positives | (lacking & neighbours)
+        if self.positives == "mnn":
+            positives = mutual_nearest_neighbours(codes.x, codes.batch, self.n_neighbors)
         if self._uses("views"):
             positives = positives | (~positives.any(1, keepdim=True) & itself)
         return positives, negatives
