@@ -20,9 +20,9 @@ HERE = Path(__file__).parent
 EQUAL = {"n_latent_bio": 16, "n_latent_nio": 16}
 
 
-def only(objective: str, **options) -> dict:
+def only(objective: str, weight: float = 1.0, **options) -> dict:
     """Model options for one objective in place of the default one."""
-    return {"objective": {objective: {"weight": 1.0, **options}}}
+    return {"objective": {objective: {"weight": weight, **options}}}
 
 
 # name: (row of the method, options of the model, options of the training plan)
@@ -30,6 +30,8 @@ VARIANTS: dict[str, tuple[int, dict, dict]] = {
     "default": (0, {}, {}),
     "as written: shared encoder, mse, -MMD": (0, {"as_written": True}, {}),
     "no objective": (0, {"objective": None}, {}),
+    "deterministic z_bio": (0, {"kl_weight_bio": 0.0}, {}),
+    "no gene dropout": (0, {"input_dropout": 0.0}, {}),
     "mse": (1, {"gene_likelihood": "mse"}, {}),
     "zinb": (1, {"gene_likelihood": "zinb"}, {}),
     "poisson": (1, {"gene_likelihood": "poisson"}, {}),
@@ -39,22 +41,27 @@ VARIANTS: dict[str, tuple[int, dict, dict]] = {
     "-MMD, multi-scale kernel": (4, {**only("mmd"), **EQUAL}, {}),
     "-MMD, codes not normalised": (5, {**only("mmd", normalize=False), **EQUAL}, {}),
     "+MMD between batches": (5, only("batch_mmd"), {}),
-    "HSIC(z_bio, z_nio)": (6, only("hsic"), {}),
+    "HSIC(z_bio, z_nio)": (6, only("hsic", 10.0), {}),
     "CKA(z_bio, z_nio)": (6, only("cka"), {}),
     "mutual information": (7, only("mutual_information"), {}),
-    "gradient penalty": (8, only("gradient_penalty", weight=0.1), {}),
-    "contrastive, neighbours": (9, only("contrastive", positives="mnn"), {}),
-    "contrastive, noisy views": (9, only("contrastive", positives="views"), {}),
+    "gradient penalty": (8, only("gradient_penalty", 0.1), {}),
+    "contrastive, mutual neighbours": (9, only("contrastive", positives="mnn"), {}),
+    "contrastive, counterfactual views": (9, only("contrastive", counterfactual=True), {}),
     "contrastive, labels (sees labels)": (9, only("contrastive", positives="labels"), {}),
-    "no classifier": (10, {"lambda_cls": 0.0}, {}),
+    "contrastive 0.5 + MMD within clusters 0.4": (
+        9,
+        {"objective": {"contrastive": 0.5, "local_batch_mmd": 0.4}},
+        {},
+    ),
+    "no classifier": (10, {"lambda_cls": 0.0, "nio_flow": "detached"}, {}),
     "adversary on z_bio": (10, only("adversary"), {}),
     "no input noise": (11, {}, {"noise_start": 0.0, "noise_end": 0.0}),
     "constant noise": (12, {}, {"noise_schedule": "constant"}),
     "cosine noise": (12, {}, {"noise_schedule": "cosine"}),
     "falling reconstruction weight": (13, {}, {"reconstruction_floor": 0.1}),
     "no warm-up": (14, {}, {"dis_warmup": 0.0, "dis_ramp": 0.0}),
-    "HSIC(z_bio, batch)": (15, only("batch_hsic"), {}),
-    "HSIC(z_bio, batch) within clusters": (15, only("local_batch_hsic"), {}),
+    "HSIC(z_bio, batch)": (15, only("batch_hsic", 10.0), {}),
+    "HSIC(z_bio, batch) within clusters": (15, only("local_batch_hsic", 10.0), {}),
     "MMD of batches within clusters": (15, only("local_batch_mmd"), {}),
     "shared encoder": (16, {"encoder": "shared"}, {}),
     "z_nio free": (16, {"nio_flow": "free"}, {}),

@@ -147,16 +147,18 @@ def test_noise_is_on_the_input_in_training_only(tensors):
     torch.testing.assert_close(noisy["normalized"], clean["normalized"])
 
 
-def test_noise_has_the_level_asked_for(tensors):
-    module = make().train()
+@pytest.mark.parametrize(("code", "level"), [("bio", 0.3), ("nio", 0.6)])
+def test_noise_has_the_level_asked_for(tensors, code, level):
+    module = make(nio_noise_factor=2.0).train()
     seen = []
-    module.encoder.bio_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    encoder = getattr(module.encoder, f"{code}_encoder")
+    encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     kwargs = module._get_inference_input(tensors)
     for _ in range(200):
         outputs = module.inference(**kwargs, noise_level=0.3)
     noise = torch.stack(seen) - outputs["normalized"]
-    assert noise.std().item() == pytest.approx(0.3, rel=0.02)
-    assert noise.mean().item() == pytest.approx(0.0, abs=0.01)
+    assert noise.std().item() == pytest.approx(level, rel=0.02)
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.02)
 
 
 def test_size_factors_take_the_place_of_the_sum(tensors):

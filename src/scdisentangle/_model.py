@@ -62,8 +62,8 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
         weights or options, or ``None``; see :data:`~scdisentangle.objectives.OBJECTIVES`.
     **module_kwargs
         Further options of :class:`~scdisentangle.DisentangleModule`: ``input_dropout``,
-        ``encoder``, ``nio_flow``, ``batch_in_decoder``, ``encode_covariates``, ``lambda_cls``,
-        ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``class_balanced``, …
+        ``nio_noise_factor``, ``encoder``, ``nio_flow``, ``batch_in_decoder``,
+        ``encode_covariates``, ``lambda_cls``, ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``class_balanced``, …
 
     Raises
     ------
@@ -183,6 +183,7 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
             "encoder": "shared",
             "kl_weight_bio": 0.0,
             "input_dropout": 0.0,
+            "nio_noise_factor": 1.0,
             "nio_flow": "free",
             "batch_in_decoder": True,
             "objective": {"mmd": {"weight": 1.0, "kernel": "multiscale", "normalize": True}},

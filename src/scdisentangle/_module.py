@@ -61,6 +61,9 @@ class DisentangleModule(BaseModuleClass):
         Share of hidden units of the encoders that is dropped in training, in [0, 1).
     input_dropout
         Share of genes that is hidden from the encoder of ``z_bio`` in training, in [0, 1).
+    nio_noise_factor
+        Noise on the input of the encoder of ``z_nio``, as a multiple of that on ``z_bio``'s. It
+        learns batches by heart where a batch has few cells; noise keeps it from that.
     gene_likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts; ``"mse"`` (squared error) or ``"normal"``
         on the normalised scale.
@@ -111,6 +114,7 @@ class DisentangleModule(BaseModuleClass):
         n_layers: int = 2,
         dropout_rate: float = 0.0,
         input_dropout: float = 0.3,
+        nio_noise_factor: float = 5.0,
         gene_likelihood: GeneLikelihood = "nb",
         log_normalize: bool = True,
         target_sum: float = 1e4,
@@ -138,6 +142,7 @@ class DisentangleModule(BaseModuleClass):
         self.use_size_factor_key = use_size_factor_key
         self.nio_flow = nio_flow
         self.input_dropout = input_dropout
+        self.nio_noise_factor = nio_noise_factor
         self.batch_in_decoder = batch_in_decoder
         self.encode_covariates = encode_covariates
         self.lambda_cls = 0.01 * n_input if lambda_cls is None else lambda_cls
@@ -252,13 +257,16 @@ class DisentangleModule(BaseModuleClass):
             Standard deviation of the Gaussian noise on the normalised values, in training only.
         """
         normalized = self.normalize(x, library)
-        noisy = self._add_noise(normalized, noise_level)
-        encoded_nio, q_nio = self.encoder.encode_nio(noisy, *self._encoded(cont_covs, cat_covs))
+        encoded_nio, q_nio = self.encoder.encode_nio(
+            self._add_noise(normalized, self.nio_noise_factor * noise_level),
+            *self._encoded(cont_covs, cat_covs),
+        )
         z_nio = encoded_nio
         if self.nio_flow == "quantized":
             z_nio = self.codebook(encoded_nio)
         elif self.training and q_nio is not None:
             z_nio = q_nio.rsample()
+        noisy = self._add_noise(normalized, noise_level)
         z_bio, q_bio = self._encode_bio(noisy, cont_covs, cat_covs)
         return {
             "normalized": normalized,
