@@ -237,3 +237,16 @@ def test_a_counterfactual_shows_the_partners_batch(tensors, likelihood):
     mean = module.generative(**swapped)["px"].mean
     expected = torch.log1p(mean / mean.sum(1, keepdim=True) * 1e4) if likelihood == "nb" else mean
     torch.testing.assert_close(shown, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "unlabeled", "seen"),
+    [(1, None, None), (3, None, [0, 1, 2]), (3, 1, [0, -1, 2])],
+)
+def test_objectives_see_labels_only_where_there_are_any(tensors, n_labels, unlabeled, seen):
+    labels = torch.arange(N_CELLS) % n_labels
+    tensors[REGISTRY_KEYS.LABELS_KEY] = labels.unsqueeze(1)
+    module = make(n_labels=n_labels, unlabeled_code=unlabeled)
+    outputs, *_ = module(tensors)
+    found = module._codes(tensors, outputs).labels
+    assert found is None if seen is None else found[:3].tolist() == seen

@@ -118,6 +118,7 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
         self.module = self._module_cls(
             n_input=self.summary_stats.n_vars,
             n_batch=self.summary_stats.n_batch,
+            n_labels=self.summary_stats.get("n_labels", 1),
             n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
             n_cats_per_cov=self._state_of(REGISTRY_KEYS.CAT_COVS_KEY).get("n_cats_per_key"),
             n_latent_bio=n_latent_bio,

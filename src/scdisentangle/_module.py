@@ -47,6 +47,8 @@ class DisentangleModule(BaseModuleClass):
         Number of genes.
     n_batch
         Number of batches.
+    n_labels
+        Number of labels, 1 if there are none.
     n_continuous_cov
         Number of further continuous covariates.
     n_cats_per_cov
@@ -105,6 +107,7 @@ class DisentangleModule(BaseModuleClass):
         self,
         n_input: int,
         n_batch: int,
+        n_labels: int = 1,
         n_continuous_cov: int = 0,
         n_cats_per_cov: Sequence[int] | None = None,
         *,
@@ -136,7 +139,7 @@ class DisentangleModule(BaseModuleClass):
         check_choice("encoder", encoder, ENCODERS)
         check_choice("nio_flow", nio_flow, NIO_FLOWS)
         cats = list(n_cats_per_cov or [])
-        self.n_input, self.n_batch, self.n_latent_bio = n_input, n_batch, n_latent_bio
+        self.n_batch, self.n_labels = n_batch, n_labels
         self.gene_likelihood = gene_likelihood
         self.log_normalize = log_normalize
         self.use_size_factor_key = use_size_factor_key
@@ -341,9 +344,9 @@ class DisentangleModule(BaseModuleClass):
         z_bio, z_nio = inference_outputs["z_bio"], inference_outputs["z_nio"]
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
         covariates = self._covariates(tensors)
-        labels = tensors.get(REGISTRY_KEYS.LABELS_KEY)
-        if labels is not None:
-            labels = labels.squeeze(-1)
+        labels = None
+        if self.n_labels > 1:
+            labels = tensors[REGISTRY_KEYS.LABELS_KEY].squeeze(-1)
             if self.unlabeled_code is not None:
                 labels = torch.where(labels == self.unlabeled_code, -1, labels)
         counts = self.gene_likelihood in COUNT_LIKELIHOODS
