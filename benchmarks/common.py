@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -19,11 +20,17 @@ BATCH, LABEL = "batch", "celltype"
 KEYS = ("set", "variant", "seed")
 
 
-def load(folder: Path, name: str) -> ad.AnnData:
-    """A real set: counts of 2,000 batch-aware variable genes, types of ten cells and more, PCA."""
+def load(folder: Path, name: str, max_cells: int | None = None) -> ad.AnnData:
+    """A real set: counts of 2,000 batch-aware variable genes, types of ten cells and more, PCA.
+
+    With ``max_cells``, so many cells of it, the same at every call.
+    """
     import scdisentangle
 
     adata = ad.read_h5ad(folder / f"{name}.h5ad")
+    if max_cells is not None and max_cells < adata.n_obs:
+        chosen = np.random.default_rng(0).choice(adata.n_obs, max_cells, replace=False)
+        adata = adata[np.sort(chosen)].copy()
     sizes = adata.obs[LABEL].value_counts()
     adata = adata[adata.obs[LABEL].isin(sizes.index[sizes >= 10])].copy()
     scdisentangle.pp.select_genes(adata, 2000, batch_key=BATCH)
