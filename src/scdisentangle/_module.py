@@ -129,7 +129,7 @@ class DisentangleModule(BaseModuleClass):
         objective: ObjectiveSpec = "contrastive",
         lambda_cls: float | None = None,
         lambda_dis: float | None = None,
-        kl_weight_bio: float = 0.5,
+        kl_weight_bio: float = 0.0,
         kl_weight_nio: float = 1.0,
         class_balanced: bool = False,
         unlabeled_code: int | None = None,
