@@ -76,10 +76,14 @@ def run_all(
     os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
     pool = ProcessPoolExecutor(n_processes, mp_context=get_context("spawn"))
     with pool, tqdm(total=len(todo), desc=csv.stem, unit="run") as bar:
-        for future in as_completed([pool.submit(_timed, run, job) for job in todo]):
+        futures = {pool.submit(_timed, run, job): job for job in todo}
+        for future in as_completed(futures):
+            bar.update()
+            if error := future.exception():
+                tqdm.write(f"{[futures[future][key] for key in KEYS]} failed: {error!r}")
+                continue
             row = pd.DataFrame([future.result()])
             row.to_csv(csv, mode="a", header=not csv.exists(), index=False)
-            bar.update()
     return pd.read_csv(csv)
 
 

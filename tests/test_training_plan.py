@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from scdisentangle import DisentangleModel, DisentangleTrainingPlan, data
+from scdisentangle.objectives import OBJECTIVES
 
 
 def trained(max_epochs=8, plan_kwargs=None, **kwargs):
@@ -61,6 +62,17 @@ def test_history_holds_each_term_raw_and_weighted():
             )
             parts = parts + weighted
         np.testing.assert_allclose(total, parts, rtol=1e-3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("likelihood", ["nb", "mse"])
+def test_every_objective_trains_beside_either_kind_of_likelihood(objective, likelihood):
+    sizes = {"n_latent_bio": 6, "n_latent_nio": 6, "gene_likelihood": likelihood}
+    model = trained(3, {"dis_warmup": 0, "dis_ramp": 0}, objective=objective, **sizes)
+    for stage in ("train", "validation"):
+        assert np.isfinite(curve(model, f"{objective}_{stage}")).all()
+    error = curve(model, "reconstruction_loss_train")
+    assert error[-1] < error[0]
 
 
 def test_schedules_can_be_switched_off():

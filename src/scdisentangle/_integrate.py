@@ -16,10 +16,9 @@ import pandas as pd
 import scvi
 from rich.console import Console
 
-import scdisentangle
-
-from . import _output
+from . import _output, data, pl, pp, tl
 from ._errors import InputError
+from ._model import DisentangleModel, default_max_epochs
 from ._report import leakage_table, scores_table
 from .tl._checks import check_obs
 
@@ -80,7 +79,7 @@ def _duration(seconds: float) -> str:
 
 
 def _expected_seconds(adata: ad.AnnData, arguments: argparse.Namespace) -> dict[str, float]:
-    epochs = arguments.max_epochs or scdisentangle.default_max_epochs(adata.n_obs)
+    epochs = arguments.max_epochs or default_max_epochs(adata.n_obs)
     thousands = adata.n_obs / 1000
     scored = 0.0 if arguments.label_key is None else 25 + 15 * thousands
     return {
@@ -96,7 +95,7 @@ def _expected_seconds(adata: ad.AnnData, arguments: argparse.Namespace) -> dict[
 def _read(arguments: argparse.Namespace, steps: _Steps) -> ad.AnnData:
     if arguments.input is None:
         steps.start("Read", "the simulated default set")
-        adata = scdisentangle.data.simulated()
+        adata = data.simulated()
     else:
         steps.start("Read", str(arguments.input))
         try:
@@ -111,19 +110,17 @@ def _read(arguments: argparse.Namespace, steps: _Steps) -> ad.AnnData:
 
 def _train(
     adata: ad.AnnData, arguments: argparse.Namespace, steps: _Steps, folder: Path
-) -> scdisentangle.DisentangleModel:
-    steps.start("Select", f"{arguments.n_top_genes:,} genes that vary within batches")
-    scdisentangle.pp.select_genes(
+) -> DisentangleModel:
+    steps.start("Select", f"up to {arguments.n_top_genes:,} genes that vary within batches")
+    pp.select_genes(
         adata, arguments.n_top_genes, batch_key=arguments.batch_key, layer=arguments.layer
     )
-    scdisentangle.pp.pca(adata, layer=arguments.layer, key_added=UNINTEGRATED)
+    pp.pca(adata, layer=arguments.layer, key_added=UNINTEGRATED)
     scvi.settings.seed = arguments.seed
     selected = adata[:, adata.var["highly_variable"].to_numpy()].copy()
-    scdisentangle.DisentangleModel.setup_anndata(
-        selected, batch_key=arguments.batch_key, layer=arguments.layer
-    )
+    DisentangleModel.setup_anndata(selected, batch_key=arguments.batch_key, layer=arguments.layer)
     options = {} if arguments.objective is None else {"objective": _objective(arguments.objective)}
-    model = scdisentangle.DisentangleModel(selected, **options)
+    model = DisentangleModel(selected, **options)
     likelihood = model.module.gene_likelihood
     steps.start("Train", f"the model on {selected.n_vars:,} genes, gene_likelihood='{likelihood}'")
     model.train(max_epochs=arguments.max_epochs, default_root_dir=str(folder))
@@ -134,7 +131,7 @@ def _objective(named: list[tuple[str, float]]) -> dict[str, float] | None:
     return None if [name for name, _ in named] == ["none"] else dict(named)
 
 
-def _embed(adata: ad.AnnData, model: scdisentangle.DisentangleModel, steps: _Steps) -> None:
+def _embed(adata: ad.AnnData, model: DisentangleModel, steps: _Steps) -> None:
     steps.start("Embed", "all cells, z_bio and z_nio")
     adata.obsm[BIO] = model.get_latent_representation()
     adata.obsm[BATCH] = model.get_latent_representation(representation="batch")
@@ -147,11 +144,11 @@ def _score(
     batch_key, label_key = arguments.batch_key, arguments.label_key
     steps.start("Score", "leakage" if label_key is None else "leakage and integration")
     codes = {"z_bio": BIO, "z_nio": BATCH}
-    leakage = scdisentangle.tl.leakage(
+    leakage = tl.leakage(
         adata, batch_key, label_key, use_rep=BIO, use_rep_batch=BATCH, seed=arguments.seed
     ).replace({"code": codes})
     with warnings.catch_warnings(action="ignore"):  # the same groups are left out again
-        before = scdisentangle.tl.leakage(
+        before = tl.leakage(
             adata,
             batch_key,
             label_key,
@@ -164,7 +161,7 @@ def _score(
     scores = None
     if label_key is not None:
         try:
-            scores = scdisentangle.tl.integration_scores(
+            scores = tl.integration_scores(
                 adata, batch_key, label_key, [UNINTEGRATED, BIO], unintegrated=UNINTEGRATED
             )
         except InputError as error:
@@ -195,22 +192,20 @@ def _tidy(leakage: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:
 
 def _draw(
     adata: ad.AnnData,
-    model: scdisentangle.DisentangleModel,
+    model: DisentangleModel,
     arguments: argparse.Namespace,
     steps: _Steps,
     folder: Path,
 ) -> None:
     steps.start("Draw", "UMAPs before and after, and the losses")
     titles = {UNINTEGRATED: "Unintegrated PCA", BIO: "$z_{bio}$", BATCH: "$z_{nio}$"}
-    scdisentangle.tl.umap(adata, list(titles))
+    tl.umap(adata, list(titles))
     colors = [key for key in (arguments.batch_key, arguments.label_key) if key is not None]
     previous = plt.get_backend()
     plt.switch_backend("agg")
     try:
-        scdisentangle.pl.latents(
-            adata, colors, use_rep=titles, show=False, save=folder / _output.LATENTS
-        )
-        scdisentangle.pl.losses(model, show=False, save=folder / _output.LOSSES)
+        pl.latents(adata, colors, use_rep=titles, show=False, save=folder / _output.LATENTS)
+        pl.losses(model, show=False, save=folder / _output.LOSSES)
     finally:
         plt.close("all")
         plt.switch_backend(previous)
@@ -223,7 +218,8 @@ def _plain_messages(console: Console) -> Iterator[None]:
     def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
         console.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
 
-    chatty = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "scvi")]
+    names = ("lightning.pytorch", "lightning.fabric", "scvi", "scdisentangle")
+    chatty = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in chatty]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

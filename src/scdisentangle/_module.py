@@ -359,7 +359,7 @@ class DisentangleModule(BaseModuleClass):
             z = torch.cat([z_bio, z_nio], dim=-1)
             cats = self._split(covariates[MODULE_KEYS.CAT_COVS_KEY])
             output, _ = self.decoder(z, batch_index, *cats, cont=covariates["cont_covs"])
-            return output.log_softmax(dim=-1) if counts else output
+            return output - output.mean(dim=-1, keepdim=True) if counts else output
 
         def as_partner(partner: Tensor) -> Tensor:
             output, _ = self._decode(z_bio, z_nio[partner], batch_index[partner], **covariates)

@@ -6,6 +6,11 @@ import pandas as pd
 from rich.table import Table
 
 _SUMMARY = ["Bio conservation", "Batch correction", "Total", "Total (no silhouette)"]
+_SHORT = {
+    "X_unintegrated": "unintegrated",
+    "X_disentangle": "z_bio",
+    "X_disentangle_batch": "z_nio",
+}
 _QUESTIONS = {
     ("batch", "all"): "batch, all cells",
     ("batch", "mean over labels"): "batch, within labels",
@@ -19,13 +24,13 @@ def scores_table(scores: pd.DataFrame) -> Table:
     table = Table(
         title="Integration (scib-metrics, 0 to 1, higher is better)", title_justify="left"
     )
-    table.add_column("embedding")
+    table.add_column("embedding", no_wrap=True)
     for name in _SUMMARY:
         table.add_column(name, justify="right")
     best = scores[_SUMMARY].max()
     for embedding, row in scores.iterrows():
         cells = (_bold(f"{row[name]:.3f}", row[name] == best[name]) for name in _SUMMARY)
-        table.add_row(str(embedding), *cells)
+        table.add_row(_SHORT.get(embedding, embedding), *cells)
     return table
 
 
@@ -34,10 +39,10 @@ def leakage_table(leakage: pd.DataFrame) -> Table:
     table = Table(
         title="What a code predicts (balanced accuracy of held-out cells)", title_justify="left"
     )
-    table.add_column("predicted")
+    table.add_column("predicted", no_wrap=True)
     codes = list(leakage["code"].unique())
     for column in (*codes, "chance"):
-        table.add_column(column, justify="right")
+        table.add_column(_SHORT.get(column, column), justify="right")
     found = leakage.set_index(["target", "within", "code"])
     for (target, within), title in _QUESTIONS.items():
         rows = leakage[(leakage["target"] == target) & (leakage["within"] == within)]

@@ -90,7 +90,7 @@ def latents(
         _, axes = plt.subplots(*shape, figsize=figure_size, squeeze=False, layout="constrained")
 
     order = np.random.default_rng(seed).permutation(adata.n_obs)
-    size = size or float(np.clip(24_000 / adata.n_obs, 1.0, 30.0))
+    size = size or float(np.clip(18_000 / adata.n_obs, 1.0, 30.0))
     for column, (key, title) in enumerate(titles.items()):
         stored = adata.obsm.get(f"{key}_umap")
         layout = umap_coordinates(adata.obsm[key], seed=seed) if stored is None else stored

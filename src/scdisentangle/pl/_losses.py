@@ -22,21 +22,23 @@ _PANEL = (3.6, 2.7)
 _SPLITS = {"train": "training", "validation": "validation"}
 _WEIGHTED = "weighted terms (training)"
 _WEIGHTS = "weights"
-_HIDDEN = {"train_loss_step", "kl_global"}
-"""Not a term of the loss: single steps, and what scvi-tools logs but this model does not have."""
+_STYLES = ["-", "--", ":", "-."]
+_HIDDEN = {"train_loss_step", "kl_global", "elbo"}
+"""Not a term of the loss: single steps, and what scvi-tools logs on its own account."""
 
 
 def losses(
     history: DisentangleModel | Mapping[str, pd.DataFrame],
     *,
-    n_columns: int = 3,
+    n_columns: int = 4,
     show: bool = True,
     save: str | Path | None = None,
 ) -> np.ndarray:
     """Draw each term of the loss and each schedule over the epochs.
 
     One panel for each term as it is, with training and validation; one for the weighted terms
-    together, as they add up to the loss; one for the weights and one for the noise level.
+    together, as they add up to the loss; one for the weights and one for the noise level. Terms
+    that are zero throughout are left out.
 
     Parameters
     ----------
@@ -95,13 +97,21 @@ def _panels(history: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, pd.Serie
             if split == "train":
                 weighted[_words(stem.removesuffix("_weighted"))] = values
         elif split in _SPLITS:
-            terms.setdefault(_words(stem), {})[_SPLITS[split]] = values
+            terms.setdefault(_words(stem), {})[split] = values
         elif key in ("train_loss", "validation_loss"):
-            terms.setdefault("loss", {})[_SPLITS[stem.rpartition("_")[2]]] = values
+            terms.setdefault("loss", {})[stem] = values
         else:
             others[_words(key)] = {_words(key): values}
+    terms = {title: lines for title, lines in terms.items() if any(v.any() for v in lines.values())}
+    terms = {title: _training_first(lines) for title, lines in terms.items()}
+    if not any(title.startswith("kl") for title in terms):
+        weights.pop("kl", None)
     combined = {_WEIGHTED: weighted, _WEIGHTS: weights}
     return {**terms, **{title: lines for title, lines in combined.items() if lines}, **others}
+
+
+def _training_first(lines: Mapping[str, pd.Series]) -> dict[str, pd.Series]:
+    return {name: lines[split] for split, name in _SPLITS.items() if split in lines}
 
 
 def _words(key: str) -> str:
@@ -109,9 +119,18 @@ def _words(key: str) -> str:
 
 
 def _draw(ax: Axes, title: str, lines: Mapping[str, pd.Series]) -> None:
-    for (name, values), color in zip(lines.items(), 3 * EIGHT, strict=False):
-        marker = "o" if len(values) == 1 else None
-        ax.plot(values.index, values, label=name, color=color, marker=marker, linewidth=1.5)
+    for i, (name, values) in enumerate(lines.items()):
+        ax.plot(
+            values.index,
+            values,
+            label=name,
+            color=EIGHT[i % len(EIGHT)],
+            linestyle=_STYLES[i % len(_STYLES)],
+            marker="o" if len(values) == 1 else None,
+            linewidth=1.5,
+        )
+    if title in (_WEIGHTED, _WEIGHTS):
+        ax.set_yscale("symlog", linthresh=1.0)
     ax.set_title(title, fontsize="medium")
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -78,7 +78,7 @@ def leakage(
       `all`, or `mean over labels` or `mean over batches` for the mean of the groups' rows
     - `balanced_accuracy` of the stronger probe, `chance` (one over the number of classes) and
       `excess`, their difference; being the better of two, it lies a little above 0 by luck alone
-    - `probe`, the name of the stronger; `logistic` and `neighbors`, the balanced accuracy of each
+    - `probe`, the name of the stronger (`stronger` where each group has its own); `logistic` and `neighbors`, the balanced accuracy of each
     - `n_cells` and `n_classes` that were read
 
     Raises
@@ -145,7 +145,7 @@ def _groups(target: pd.Series, group_of: pd.Series | None) -> Iterator[tuple[str
         yield "all", np.flatnonzero(known)
         return
     names = group_of.astype(str).to_numpy()
-    known &= group_of.notna().to_numpy()
+    known = known & group_of.notna().to_numpy()
     for name in np.unique(names[known]):
         yield str(name), np.flatnonzero(known & (names == name))
 

@@ -1,0 +1,127 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from scdisentangle import InputError, pl
+from scdisentangle.data import simulated
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def adata():
+    adata = simulated(n_cells=90, n_genes=60, n_types=2, n_markers=5)
+    rng = np.random.default_rng(0)
+    for key in ("X_pca", "X_disentangle", "X_disentangle_batch"):
+        adata.obsm[key] = rng.normal(size=(90, 4))
+        adata.obsm[f"{key}_umap"] = rng.normal(size=(90, 2))
+    return adata
+
+
+def points(ax):
+    return np.concatenate([c.get_offsets() for c in ax.collections])
+
+
+def legend(ax):
+    found = ax.get_legend()
+    colors = [to_hex(handle.get_color()) for handle in found.legend_handles]
+    return dict(zip([text.get_text() for text in found.get_texts()], colors, strict=True))
+
+
+def test_before_and_after_by_batch_and_by_label(adata, tmp_path):
+    axes = pl.latents(adata, ["batch", "celltype"], show=False, save=tmp_path / "latents.png")
+    assert axes.shape == (2, 3)
+    titles = [ax.get_title() for ax in axes[0]]
+    assert titles[0] == "Unintegrated PCA"
+    assert "bio" in titles[1]
+    assert "nio" in titles[2]
+    for row in axes:
+        for ax, key in zip(row, ("X_pca", "X_disentangle", "X_disentangle_batch"), strict=True):
+            drawn, layout = points(ax), adata.obsm[f"{key}_umap"]
+            np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(layout, axis=0))
+            assert all(c.get_rasterized() for c in ax.collections)
+    assert [ax.get_legend() is None for ax in axes[:, 0]] == [True, True]
+    assert list(legend(axes[0, -1])) == ["batch_0", "batch_1", "batch_2"]
+    assert axes[1, -1].get_legend().get_title().get_text() == "celltype"
+    assert plt.imread(tmp_path / "latents.png").std() > 0.05
+
+
+def test_each_cell_has_the_color_of_its_category(adata):
+    ax = pl.latents(adata, "batch", use_rep="X_pca", show=False)[0, 0]
+    colors = legend(ax)
+    assert len(set(colors.values())) == 3
+    position = {
+        tuple(xy): b for xy, b in zip(adata.obsm["X_pca_umap"], adata.obs["batch"], strict=True)
+    }
+    (collection,) = ax.collections
+    for xy, color in zip(collection.get_offsets(), collection.get_facecolors(), strict=True):
+        assert to_hex(color) == colors[position[tuple(xy)]]
+
+
+def test_colors_of_the_user(adata):
+    adata.uns["batch_colors"] = ["#ff0000", "#00ff00", "#0000ff"]
+    ax = pl.latents(adata, "batch", use_rep="X_pca", show=False)[0, 0]
+    assert list(legend(ax).values()) == ["#ff0000", "#00ff00", "#0000ff"]
+
+
+@pytest.mark.parametrize("n", [2, 8, 9, 15, 60])
+def test_as_many_colors_as_categories(adata, n):
+    adata.obs["many"] = pd.Categorical([f"c{i % n:02d}" for i in range(90)])
+    ax = pl.latents(adata, "many", use_rep="X_pca", show=False)[0, 0]
+    assert len(legend(ax)) == len(set(legend(ax).values())) == n
+
+
+def test_numbers_get_a_scale_and_cells_without_a_value_are_grey(adata):
+    adata.obs["celltype"] = adata.obs["celltype"].where(np.arange(90) >= 10)
+    axes = pl.latents(adata, ["gradient", "celltype"], use_rep=["X_pca"], show=False)
+    assert axes[0, 0].get_legend() is None
+    assert "gradient" in [ax.get_ylabel() for ax in axes[0, 0].figure.axes]
+    assert list(legend(axes[1, 0])) == ["type_0", "type_1", "no value"]
+    grey, colored = axes[1, 0].collections
+    assert (len(grey.get_offsets()), len(colored.get_offsets())) == (10, 80)
+
+
+def test_titles_axes_and_a_layout_that_is_not_there_yet(adata):
+    del adata.obsm["X_pca_umap"]
+    keys = list(adata.obsm)
+    _, ax = plt.subplots()
+    axes = pl.latents(adata, "batch", use_rep={"X_pca": "Before"}, ax=ax, size=7, show=False)
+    assert axes[0, 0] is ax
+    assert ax.get_title() == "Before"
+    assert points(ax).shape == (90, 2)
+    assert ax.collections[0].get_sizes().tolist() == [7]
+    assert list(adata.obsm) == keys
+
+
+def test_show(adata, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    pl.latents(adata, "batch", show=False)
+    assert not shown
+    pl.latents(adata, "batch")
+    assert shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"color": "bach"}, "'bach' is not in adata.obs. Did you mean 'batch'"),
+        ({"color": "batch", "use_rep": "X_scvi"}, "'X_scvi' is not in adata.obsm"),
+        ({"color": []}, "nothing to draw"),
+    ],
+)
+def test_bad_arguments(adata, arguments, message):
+    with pytest.raises(InputError, match=message):
+        pl.latents(adata, **arguments, show=False)
+
+
+def test_one_axes_for_several_panels(adata):
+    _, ax = plt.subplots()
+    with pytest.raises(InputError, match="1 x 3 were asked for"):
+        pl.latents(adata, "batch", ax=ax, show=False)

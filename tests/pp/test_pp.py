@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+import torch
+
+from scdisentangle import InputError, pp
+from scdisentangle.data import simulated
+
+
+@pytest.fixture
+def adata():
+    return simulated(n_cells=300, n_genes=200, seed=1)
+
+
+def log_normalised(adata):
+    adata = adata.copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    return adata
+
+
+@pytest.mark.parametrize("batch_key", ["batch", None])
+def test_genes_are_those_of_scanpy_and_values_stay(adata, batch_key):
+    before = adata.X.copy()
+    pp.select_genes(adata, 60, batch_key=batch_key)
+    reference = log_normalised(adata)
+    del reference.var["highly_variable"]
+    sc.pp.highly_variable_genes(reference, n_top_genes=60, flavor="seurat", batch_key=batch_key)
+    assert adata.var["highly_variable"].sum() == 60
+    assert adata.var["highly_variable"].equals(reference.var["highly_variable"])
+    assert (adata.X != before).nnz == 0
+    assert "log1p" not in adata.uns
+
+
+@pytest.mark.parametrize("convert", [sp.csc_matrix, lambda x: x.toarray(), lambda x: x.astype(int)])
+def test_genes_do_not_depend_on_the_storage(adata, convert):
+    pp.select_genes(adata, 60, batch_key="batch")
+    chosen = adata.var.pop("highly_variable")
+    adata.layers["other"] = convert(adata.X)
+    adata.X = None
+    pp.select_genes(adata, 60, batch_key="batch", layer="other")
+    assert adata.var["highly_variable"].equals(chosen)
+
+
+def test_normalised_values_are_taken_as_they_are(adata):
+    pp.select_genes(adata, 60, batch_key="batch")
+    normalised = adata.copy()
+    sc.pp.normalize_total(normalised, target_sum=1e4)
+    for values in (normalised, log_normalised(adata)):
+        pp.select_genes(values, 60, batch_key="batch")
+        assert values.var["highly_variable"].equals(adata.var["highly_variable"])
+
+
+def test_values_below_zero_are_ranked_by_variance_within_batches(adata):
+    rng = np.random.default_rng(0)
+    scale = np.linspace(0.5, 3, adata.n_vars)
+    shift = np.where(adata.obs["batch"] == "batch_1", 5.0, 0.0)[:, None] * scale[::-1]
+    adata.X = rng.normal(size=adata.shape) * scale + shift
+    pp.select_genes(adata, 50, batch_key="batch")
+    assert adata.var["highly_variable"].to_numpy()[-40:].all()
+    assert not adata.var["highly_variable"].to_numpy()[:100].any()
+
+
+def test_all_genes_where_there_are_no_more(adata):
+    pp.select_genes(adata, 2000, batch_key="batch")
+    assert adata.var["highly_variable"].all()
+
+
+def test_odd_batches_and_names(adata):
+    """Numbers for batches, a batch of one cell, a gene that is nowhere, names that repeat."""
+    adata.obs["number"] = adata.obs["batch"].cat.codes.to_numpy(copy=True)
+    adata.obs.iloc[0, adata.obs.columns.get_loc("number")] = 7
+    counts = adata.X.toarray()
+    counts[:, :5] = 0
+    adata.X = sp.csr_matrix(counts)
+    adata.var_names = ["same"] * adata.n_vars
+    pp.select_genes(adata, 50, batch_key="number")
+    chosen = adata.var["highly_variable"].to_numpy()
+    assert chosen.sum() == 50
+    assert not chosen[:5].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_key": "bach"}, "'bach'.*Did you mean 'batch'"),
+        ({"layer": "raw"}, "'raw'.*counts"),
+        ({"n_top_genes": 0}, "n_top_genes must be at least 1"),
+    ],
+)
+def test_bad_arguments(adata, arguments, message):
+    with pytest.raises(InputError, match=message):
+        pp.select_genes(adata, **arguments)
+
+
+def test_values_that_are_not_finite(adata):
+    adata.X.data[0] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        pp.select_genes(adata)
+
+
+def test_pca_is_scanpys_of_the_selected_genes(adata):
+    pp.select_genes(adata, 60, batch_key="batch")
+    pp.pca(adata, n_comps=10, key_added="X_before")
+    reference = log_normalised(adata)
+    sc.pp.pca(reference, n_comps=10, mask_var="highly_variable")
+    np.testing.assert_allclose(
+        np.abs(adata.obsm["X_before"]), np.abs(reference.obsm["X_pca"]), atol=1e-3
+    )
+    assert "X_pca" not in adata.obsm
+
+
+def test_pca_of_few_cells(adata):
+    few = adata[:8].copy()
+    pp.pca(few, n_comps=30)
+    assert few.obsm["X_pca"].shape == (8, 7)
+
+
+def test_threads_of_pytorch_are_kept(adata):
+    torch.set_num_threads(1)
+    pp.select_genes(adata, 60, batch_key="batch")
+    pp.pca(adata)
+    assert torch.get_num_threads() == 1

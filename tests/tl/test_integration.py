@@ -1,0 +1,125 @@
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from sklearn.metrics import silhouette_score
+
+from scdisentangle import InputError, pp, tl
+
+
+@pytest.fixture(scope="module")
+def adata():
+    rng = np.random.default_rng(0)
+    n = 240
+    batch, label = rng.integers(0, 2, n), rng.integers(0, 3, n)
+    label[:5] = 3
+    noise = rng.normal(size=(n, 5))
+    mixed, split = noise.copy(), noise.copy()
+    mixed[:, 0] += 10 * label
+    split[:, 0] += 10 * label
+    split[:, 1] += 10 * batch
+    return ad.AnnData(
+        obs=pd.DataFrame(
+            {
+                "batch": pd.Categorical.from_codes(batch, ["x", "y"]),
+                "label": pd.Categorical.from_codes(label, ["a", "b", "c", "rare"]),
+            },
+            index=[f"cell_{i}" for i in range(n)],
+        ),
+        obsm={"mixed": mixed, "split": split},
+    )
+
+
+@pytest.fixture(scope="module")
+def scores(adata):
+    return tl.integration_scores(
+        adata, "batch", "label", ["split", "mixed"], unintegrated="split", progress_bar=False
+    )
+
+
+def test_known_answers(adata, scores):
+    """Labels apart and batches mixed, by construction; silhouettes by scikit-learn."""
+    kept = (adata.obs["label"] != "rare").to_numpy()
+    labels = adata.obs["label"][kept].astype(str)
+    for key in ("mixed", "split"):
+        silhouette = silhouette_score(adata.obsm[key][kept], labels)
+        assert scores.loc[key, "Silhouette label"] == pytest.approx((silhouette + 1) / 2, abs=1e-4)
+    mixed, split = scores.loc["mixed"], scores.loc["split"]
+    assert mixed["Leiden ARI"] == pytest.approx(1)
+    assert mixed["cLISI"] == pytest.approx(1, abs=0.01)
+    assert mixed["PCR comparison"] > 0.9
+    assert split["PCR comparison"] == 0
+    assert split["iLISI"] < 0.05 < 0.8 < mixed["iLISI"]
+    assert split["KBET"] < 0.1 < 0.8 < mixed["KBET"]
+
+
+def test_totals(scores):
+    bio = ["Isolated labels", "Leiden NMI", "Leiden ARI", "Silhouette label", "cLISI"]
+    batch = ["BRAS", "iLISI", "KBET", "Graph connectivity", "PCR comparison"]
+    aggregates = ["Bio conservation", "Batch correction", "Total", "Total (no silhouette)"]
+    assert list(scores.columns) == [*bio, *batch, *aggregates]
+    row = scores.loc["mixed"]
+    assert row["Total"] == pytest.approx(0.6 * row[bio].mean() + 0.4 * row[batch].mean())
+    without = 0.6 * (row["Leiden NMI"] + row["Leiden ARI"] + row["cLISI"]) / 3
+    without += (
+        0.4 * (row["iLISI"] + row["KBET"] + row["Graph connectivity"] + row["PCR comparison"]) / 4
+    )
+    assert row["Total (no silhouette)"] == pytest.approx(without)
+
+
+def test_result_is_kept_and_nothing_else_is_changed(adata, scores):
+    pd.testing.assert_frame_equal(adata.uns["integration_scores"], scores)
+    assert list(adata.obs) == ["batch", "label"]
+    assert list(adata.obsm) == ["mixed", "split"]
+
+
+def test_silent(adata, capfd, caplog):
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    with caplog.at_level(logging.INFO):
+        tl.integration_scores(
+            adata, "batch", "label", "mixed", unintegrated="split", progress_bar=False
+        )
+    assert root.handlers == handlers
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.obs.pop("label"), "'label' is not in adata.obs"),
+        (lambda a: a.obsm.pop("split"), "'split' is not in adata.obsm"),
+        (lambda a: a.obs.__setitem__("batch", "x"), "two values of adata.obs\\['batch'\\]"),
+        (lambda a: a.obs.__setitem__("label", "a"), "two values of adata.obs\\['label'\\]"),
+    ],
+)
+def test_bad_input(adata, change, message):
+    adata = adata.copy()
+    adata.obs = adata.obs.astype(str)
+    change(adata)
+    with pytest.raises(InputError, match=message):
+        tl.integration_scores(adata, "batch", "label", "mixed", unintegrated="split")
+
+
+def test_too_few_cells(adata):
+    with pytest.raises(InputError, match="more than 90 cells.*90 cells are of labels"):
+        kept = adata[adata.obs["label"] != "rare"][:90].copy()
+        tl.integration_scores(kept, "batch", "label", "mixed", unintegrated="split")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["cellbench", "pbmcstim", "pbmc3chem"])
+def test_scores_of_pca_that_others_measured(real_data, name):
+    adata = sc.read_h5ad(real_data / f"{name}.h5ad")
+    sizes = adata.obs["celltype"].value_counts()
+    adata = adata[adata.obs["celltype"].isin(sizes.index[sizes >= 10])].copy()
+    pp.select_genes(adata, 2000, batch_key="batch")
+    pp.pca(adata, n_comps=30)
+    found = tl.integration_scores(adata, "batch", "celltype", "X_pca").loc["X_pca"]
+    peers = pd.read_csv(real_data / "peers.csv")
+    peer = peers[(peers["dataset"] == name) & (peers["method"] == "pca")].iloc[0]
+    expected = peer[found.index.drop("Total (no silhouette)")].astype(float)
+    np.testing.assert_allclose(found[expected.index], expected, atol=0.005)

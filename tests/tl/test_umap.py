@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+from sklearn.manifold import trustworthiness
+
+from scdisentangle import InputError, tl
+from scdisentangle.data import simulated
+
+
+@pytest.fixture(scope="module")
+def adata():
+    adata = simulated(n_cells=150, n_genes=30, n_types=2)
+    rng = np.random.default_rng(0)
+    code = rng.normal(size=(150, 6))
+    code[:, 0] += 20 * (adata.obs["celltype"] == "type_1")
+    adata.obsm["code"] = code
+    tl.umap(adata, "code")
+    return adata
+
+
+def test_neighbourhoods_are_kept(adata):
+    layout = adata.obsm["code_umap"]
+    assert layout.shape == (150, 2)
+    assert trustworthiness(adata.obsm["code"], layout, n_neighbors=10) > 0.8
+
+
+def test_a_seed_gives_the_same_layout_and_the_rest_is_left_alone(adata):
+    again = adata.copy()
+    again.obsm["X_umap"] = np.zeros((150, 2))
+    tl.umap(again, ["code"])
+    np.testing.assert_array_equal(again.obsm["code_umap"], adata.obsm["code_umap"])
+    assert not again.obsm["X_umap"].any()
+    assert not again.obsp
+
+
+def test_bad_input(adata):
+    with pytest.raises(InputError, match="'X_pca' is not in adata.obsm"):
+        tl.umap(adata)
+    with pytest.raises(InputError, match="at least four cells, got 3"):
+        tl.umap(adata[:3].copy(), "code")
