@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from common import BATCH, LABEL, SETS, load, run_all, scores
+from common import BATCH, LABEL, SETS, load, one_thread, run_all, scores
 
 HERE = Path(__file__).parent
 EQUAL = {"n_latent_bio": 16, "n_latent_nio": 16}
@@ -97,6 +97,7 @@ def run(job: Mapping) -> dict:
     options = dict(options)
     make = DisentangleModel.as_written if options.pop("as_written", False) else DisentangleModel
     model = make(adata, **options)
+    one_thread()
     began = time.perf_counter()
     model.train(
         plan_kwargs=plan,

@@ -87,6 +87,13 @@ def run_all(
     return pd.read_csv(csv)
 
 
+def one_thread() -> None:
+    """Call right before training: numba, in gene selection and scores, sets PyTorch's threads."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def _timed(run: Callable[[Mapping], dict], job: Mapping) -> dict:
     began = time.perf_counter()
     found = run(job)

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from rich.logging import RichHandler
 
-from . import data, objectives, pp, tl
+from . import data, objectives, pl, pp, tl
 from ._errors import InputError
 from ._model import DisentangleModel, default_max_epochs
 from ._module import DisentangleModule

@@ -14,6 +14,7 @@ import anndata as ad
 import matplotlib.pyplot as plt
 import pandas as pd
 import scvi
+import torch
 from rich.console import Console
 
 from . import _output, data, pl, pp, tl
@@ -123,6 +124,7 @@ def _train(
     model = DisentangleModel(selected, **options)
     likelihood = model.module.gene_likelihood
     steps.start("Train", f"the model on {selected.n_vars:,} genes, gene_likelihood='{likelihood}'")
+    torch.set_num_threads(1)  # minibatches are small: more threads wait for one another
     model.train(max_epochs=arguments.max_epochs, default_root_dir=str(folder))
     return model
 

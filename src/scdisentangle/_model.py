@@ -63,7 +63,8 @@ class DisentangleModel(UnsupervisedTrainingMixin, BaseModelClass):
     **module_kwargs
         Further options of :class:`~scdisentangle.DisentangleModule`: ``input_dropout``,
         ``nio_noise_factor``, ``encoder``, ``nio_flow``, ``batch_in_decoder``,
-        ``encode_covariates``, ``lambda_cls``, ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``class_balanced``, …
+        ``encode_covariates``, ``lambda_cls``, ``lambda_dis``, ``kl_weight_bio``,
+        ``kl_weight_nio``, ``class_balanced``, …
 
     Raises
     ------

@@ -24,7 +24,7 @@ class DisentangleTrainingPlan(TrainingPlan):
     noise_start, noise_end, noise_schedule
         Level of the Gaussian noise on the normalised input, at the beginning and at the end of
         training (standard deviation), and the course between: ``"linear"``, ``"cosine"`` or
-        ``"constant"``; see :func:`~scdisentangle.schedules.noise_level`.
+        ``"constant"``.
     reconstruction_floor
         If given, the weight of the reconstruction term falls as ``1 - epoch / max_epochs`` down
         to this floor.

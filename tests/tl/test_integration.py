@@ -76,13 +76,14 @@ def test_result_is_kept_and_nothing_else_is_changed(adata, scores):
     assert list(adata.obsm) == ["mixed", "split"]
 
 
-def test_silent(adata, capfd, caplog):
+def test_silent_and_the_same_again(adata, scores, capfd, caplog):
     root = logging.getLogger()
     handlers = list(root.handlers)
     with caplog.at_level(logging.INFO):
-        tl.integration_scores(
-            adata, "batch", "label", "mixed", unintegrated="split", progress_bar=False
+        again = tl.integration_scores(
+            adata.copy(), "batch", "label", "mixed", unintegrated="split", progress_bar=False
         )
+    pd.testing.assert_frame_equal(again, scores.loc[["mixed"]])
     assert root.handlers == handlers
     assert capfd.readouterr() == ("", "")
 
@@ -122,4 +123,6 @@ def test_scores_of_pca_that_others_measured(real_data, name):
     peers = pd.read_csv(real_data / "peers.csv")
     peer = peers[(peers["dataset"] == name) & (peers["method"] == "pca")].iloc[0]
     expected = peer[found.index.drop("Total (no silhouette)")].astype(float)
-    np.testing.assert_allclose(found[expected.index], expected, atol=0.005)
+    by_chance = {"KBET": 0.05, "Batch correction": 0.01}
+    tolerance = pd.Series(by_chance).reindex(expected.index, fill_value=0.005)
+    assert ((found[expected.index] - expected).abs() <= tolerance).all()

@@ -78,7 +78,8 @@ def leakage(
       `all`, or `mean over labels` or `mean over batches` for the mean of the groups' rows
     - `balanced_accuracy` of the stronger probe, `chance` (one over the number of classes) and
       `excess`, their difference; being the better of two, it lies a little above 0 by luck alone
-    - `probe`, the name of the stronger (`stronger` where each group has its own); `logistic` and `neighbors`, the balanced accuracy of each
+    - `probe`, the name of the stronger, or `stronger` for the mean of each group's own; `logistic`
+      and `neighbors`, the balanced accuracy of each
     - `n_cells` and `n_classes` that were read
 
     Raises
