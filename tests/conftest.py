@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import matplotlib
@@ -10,10 +11,11 @@ matplotlib.use("agg")
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with real data sets, beside the repository."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    """Folder with real data sets: ``SCDISENTANGLE_REAL_DATA``, or beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SCDISENTANGLE_REAL_DATA", beside))
     if not folder.is_dir():
-        pytest.skip("the real data sets are not beside the repository")
+        pytest.skip(f"the real data sets are not in {folder}")
     return folder
 
 

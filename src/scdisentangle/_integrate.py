@@ -47,7 +47,7 @@ def integrate(arguments: argparse.Namespace) -> None:
 
 
 class _Steps:
-    """Numbered steps, with the time that is left at the pace so far."""
+    """Numbered steps, with the time that is left, longer where the pace so far was slow."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -65,7 +65,7 @@ class _Steps:
         done = sum(self.seconds.get(n, 0.0) for n in self.names[:number])
         left = sum(self.seconds.get(n, 0.0) for n in self.names[number:])
         if done >= 5.0:
-            left *= (time.perf_counter() - self.began) / done
+            left *= max((time.perf_counter() - self.began) / done, 1.0)
         remaining = f" [dim](about {_duration(left)} left)[/dim]" if self.seconds else ""
         self.console.print(
             f"[bold]\\[{number + 1}/{len(self.names)}][/bold] {name} {what}{remaining}"
@@ -82,7 +82,7 @@ def _duration(seconds: float) -> str:
 def _expected_seconds(adata: ad.AnnData, arguments: argparse.Namespace) -> dict[str, float]:
     epochs = arguments.max_epochs or default_max_epochs(adata.n_obs)
     thousands = adata.n_obs / 1000
-    scored = 0.0 if arguments.label_key is None else 25 + 15 * thousands
+    scored = 0.0 if arguments.label_key is None else 30 + 15 * thousands
     return {
         "Select": 1 + 0.2 * thousands,
         "Train": 2 + 0.4 * epochs * thousands,

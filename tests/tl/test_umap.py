@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
+from sklearn.neighbors import KNeighborsClassifier
 
 from scdisentangle import InputError, tl
 from scdisentangle.data import simulated
@@ -37,3 +38,16 @@ def test_bad_input(adata):
         tl.umap(adata)
     with pytest.raises(InputError, match="at least four cells, got 3"):
         tl.umap(adata[:3].copy(), "code")
+
+
+def test_a_quantised_code_is_drawn_as_one_cloud_for_each_value():
+    adata = simulated(n_cells=150, n_genes=30, n_types=2)
+    value = np.repeat([0, 1, 2], [10, 40, 100])
+    adata.obsm["code"] = np.eye(3)[value]
+    tl.umap(adata, "code")
+    layout = adata.obsm["code_umap"]
+    assert np.isfinite(layout).all()
+    assert len(np.unique(layout, axis=0)) == 150
+    assert KNeighborsClassifier(3).fit(layout, value).score(layout, value) == 1
+    spread = [np.ptp(layout[value == v], axis=0).max() for v in range(3)]
+    assert spread[0] < spread[1] < spread[2]

@@ -40,8 +40,8 @@ def integration_scores(
     `Total (no silhouette)` is the same without the three that rest on silhouettes (isolated labels,
     silhouette label, BRAS), which reward round clusters even where batches do not mix.
 
-    scib-metrics starts the diffusion maps of kBET at random, by which kBET moves by a few hundredths
-    from one call to the next. Here the start is fixed, so that scores can be repeated.
+    scib-metrics starts the diffusion maps of kBET at random, by which kBET moves by a few
+    hundredths from one call to the next. Here the start is fixed, so that scores can be repeated.
 
     Parameters
     ----------

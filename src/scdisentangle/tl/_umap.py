@@ -13,14 +13,35 @@ from ._checks import check_obsm
 
 
 def umap_coordinates(code: np.ndarray, *, n_neighbors: int = 15, seed: int = 0) -> np.ndarray:
-    """UMAP of a code, shape `(n_cells, 2)`."""
-    cells = ad.AnnData(np.asarray(code, dtype=np.float32))
-    n_neighbors = min(n_neighbors, cells.n_obs - 1)
+    """UMAP of a code, shape `(n_cells, 2)`.
+
+    A quantised code has fewer distinct values than a cell has neighbours, and so no neighbourhoods
+    to lay out: each value is then a round cloud, and the clouds stand on a circle.
+    """
+    code = np.asarray(code, dtype=np.float32)
+    n_neighbors = min(n_neighbors, len(code) - 1)
+    values, value_of_cell = np.unique(code.round(4), axis=0, return_inverse=True)
+    if len(values) < n_neighbors:
+        return _clouds(value_of_cell.ravel(), np.random.default_rng(seed))
+    cells = ad.AnnData(code)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on threads, which a seed rules out
         sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
         sc.tl.umap(cells, random_state=seed)
     return cells.obsm["X_umap"]
+
+
+def _clouds(value_of_cell: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A disc for each value, on a circle, with an area that goes with its number of cells."""
+    counts = np.bincount(value_of_cell)
+    angles = 2 * np.pi * np.arange(len(counts)) / len(counts)
+    centres = 10 * np.column_stack([np.cos(angles), np.sin(angles)])
+    largest = 0.8 * 10 * np.sin(np.pi / max(len(counts), 2))
+    radius = (largest * np.sqrt(counts / counts.max()))[value_of_cell]
+    radius = radius * np.sqrt(rng.uniform(size=len(value_of_cell)))
+    angle = rng.uniform(0, 2 * np.pi, size=len(value_of_cell))
+    offsets = radius[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+    return (centres[value_of_cell] + offsets).astype(np.float32)
 
 
 def umap(
