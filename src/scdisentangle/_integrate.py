@@ -200,7 +200,11 @@ def _draw(
     folder: Path,
 ) -> None:
     steps.start("Draw", "UMAPs before and after, and the losses")
-    titles = {UNINTEGRATED: "Unintegrated PCA", BIO: "$z_{bio}$", BATCH: "$z_{nio}$"}
+    titles = {
+        UNINTEGRATED: "Unintegrated PCA",
+        BIO: r"$z_\mathrm{bio}$",
+        BATCH: r"$z_\mathrm{nio}$",
+    }
     tl.umap(adata, list(titles))
     colors = [key for key in (arguments.batch_key, arguments.label_key) if key is not None]
     previous = plt.get_backend()

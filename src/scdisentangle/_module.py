@@ -146,7 +146,6 @@ class DisentangleModule(BaseModuleClass):
         self.nio_flow = nio_flow
         self.input_dropout = input_dropout
         self.nio_noise_factor = nio_noise_factor
-        self.batch_in_decoder = batch_in_decoder
         self.encode_covariates = encode_covariates
         self.lambda_cls = 0.01 * n_input if lambda_cls is None else lambda_cls
         self.lambda_dis = 0.01 * n_input if lambda_dis is None else lambda_dis

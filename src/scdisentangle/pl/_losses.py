@@ -131,6 +131,7 @@ def _draw(ax: Axes, title: str, lines: Mapping[str, pd.Series]) -> None:
         )
     if title in (_WEIGHTED, _WEIGHTS):
         ax.set_yscale("symlog", linthresh=1.0)
+        ax.margins(y=0.35)
     ax.set_title(title, fontsize="medium")
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

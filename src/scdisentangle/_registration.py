@@ -1,0 +1,112 @@
+"""How an AnnData is registered with the model, and checked against it later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+
+from . import _validation
+from ._likelihoods import COUNT_LIKELIHOODS
+
+
+class RegistrationMixin:
+    """Registration through :class:`scvi.data.AnnDataManager`, with checks of our own."""
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        unlabeled_category: str = "Unknown",
+        **kwargs,
+    ) -> None:
+        """Register the fields of ``adata`` that the model uses.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; dense, CSR or CSC; raw counts, or normalised or continuous values.
+            Its values are never changed.
+        batch_key
+            Column of ``.obs`` with the technical batch. ``None`` takes all cells as one batch.
+        layer
+            Layer with the values. ``None`` is ``.X``.
+        labels_key
+            Column of ``.obs`` with cell types, for objectives that can use them.
+        size_factor_key
+            Column of ``.obs`` with size factors, in place of each cell's sum over genes.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns of ``.obs`` with further covariates that the decoder sees.
+        unlabeled_category
+            Value of ``labels_key`` that means "not labelled".
+        **kwargs
+            Keyword arguments for :meth:`scvi.data.AnnDataManager.register_fields`.
+
+        Raises
+        ------
+        InputError
+            If a key is missing, a batch or label is missing for a cell, there are no cells or no
+            genes, or values are NaN or infinite.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        obs_keys = {
+            "batch_key": batch_key,
+            "labels_key": labels_key,
+            "size_factor_key": size_factor_key,
+            **{f"categorical_covariate_keys[{k}]": k for k in categorical_covariate_keys or []},
+            **{f"continuous_covariate_keys[{k}]": k for k in continuous_covariate_keys or []},
+        }
+        _validation.check_keys(adata, layer, obs_keys)
+        _validation.check_values(adata, layer)
+        if (source_registry := kwargs.get("source_registry")) is not None:
+            cls._check_against(
+                adata, source_registry, new_categories=kwargs.get("extend_categories", False)
+            )
+        else:
+            _validation.warn_of_batches(adata, batch_key)
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @staticmethod
+    def _check_against(adata: AnnData, registry: Mapping, new_categories: bool = False) -> None:
+        """Check an AnnData against the one that the model was trained on."""
+        states = {key: f["state_registry"] for key, f in registry["field_registries"].items()}
+        _validation.check_genes(adata, states[REGISTRY_KEYS.X_KEY]["column_names"])
+        batch_key = registry["setup_args"]["batch_key"]
+        if batch_key is not None and not new_categories:
+            known = states[REGISTRY_KEYS.BATCH_KEY]["categorical_mapping"]
+            _validation.check_categories(adata, batch_key, known)
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        if adata is not None and self.get_anndata_manager(adata) is None:
+            layer = self.registry_["setup_args"]["layer"]
+            self._check_against(adata, self.registry_)
+            _validation.check_keys(adata, layer, {})
+            _validation.check_values(adata, layer)
+            if self.module.gene_likelihood in COUNT_LIKELIHOODS:
+                _validation.check_counts(adata, layer, self.module.gene_likelihood)
+        return super()._validate_anndata(adata, copy_if_view=copy_if_view)
