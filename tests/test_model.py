@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scvi
 from scipy import sparse
+from scvi.dataloaders import DataSplitter
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
@@ -270,3 +271,18 @@ def test_repr_names_what_was_chosen(model, capsys):
     assert "gene_likelihood: nb" in text
     assert "n_latent_bio: 30" in text
     assert "Trained" in text
+
+
+def test_a_model_made_from_a_registry_trains_from_a_data_module(adata):
+    other = adata.copy()
+    DisentangleModel.setup_anndata(other, batch_key="batch")
+    manager = DisentangleModel(other, **SMALL).adata_manager
+    model = DisentangleModel(registry=manager.registry, **SMALL)
+    assert model.module.gene_likelihood == "nb"
+    splitter = DataSplitter(manager, train_size=0.9, batch_size=64)
+    model.train(3, datamodule=splitter, enable_progress_bar=False)
+    loader = DataSplitter(manager, train_size=1.0, shuffle_set_split=False, batch_size=64)
+    loader.setup()
+    codes = model.get_latent_representation(dataloader=loader.train_dataloader())
+    assert codes.shape == (adata.n_obs, 5)
+    assert np.isfinite(codes).all()
