@@ -129,12 +129,13 @@ def _draw(ax: Axes, title: str, lines: Mapping[str, pd.Series]) -> None:
             marker="o" if len(values) == 1 else None,
             linewidth=1.5,
         )
-    if title in (_WEIGHTED, _WEIGHTS):
+    combined = title in (_WEIGHTED, _WEIGHTS)
+    if combined:
         ax.set_yscale("symlog", linthresh=1.0)
-        ax.margins(y=0.35)
     ax.set_title(title, fontsize="medium")
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
     if len(lines) > 1:
-        ax.legend(fontsize="x-small", frameon=False)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "ncols": 2}
+        ax.legend(fontsize="x-small", frameon=False, **(below if combined else {}))
