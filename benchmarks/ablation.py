@@ -116,6 +116,7 @@ def table(results: pd.DataFrame) -> pd.DataFrame:
     """Medians over seeds, rows in the order of the method, three columns of sets in each score."""
     medians = results.groupby(["variant", "set"])[list(COLUMNS)].median()
     medians = medians.rename(columns=COLUMNS).unstack("set")
+    medians = medians.dropna()
     order = [name for name in VARIANTS if name in medians.index]
     medians = medians.loc[order, [(c, s) for c in COLUMNS.values() for s in SETS]]
     return medians
@@ -151,7 +152,7 @@ def figure(medians: pd.DataFrame, path: Path) -> None:
         ax.set(title=name, xlabel="Batch correction", ylabel="Bio conservation")
         ax.spines[["top", "right"]].set_visible(False)
     key = "\n".join(f"{i}  {variant}" for i, variant in enumerate(medians.index))
-    fig.text(1.0, 0.5, key, va="center", fontsize=7)
+    fig.text(1.01, 0.5, key, va="center", fontsize=7)
     fig.savefig(path, dpi=110, bbox_inches="tight")
 
 
@@ -178,13 +179,18 @@ def main() -> None:
         for name in SETS
         for variant in arguments.variants
     ]
-    results = run_all(jobs, run, HERE / "results" / "ablation.csv", arguments.processes)
+    report(run_all(jobs, run, HERE / "results" / "ablation.csv", arguments.processes))
+
+
+def report(results: pd.DataFrame) -> None:
+    """Write the table and the figure of the user guide, of the variants that all sets have."""
     medians = table(results)
     guide = HERE.parent / "docs" / "user_guide"
-    n_seeds = int(results.groupby(["variant", "set"]).size().min())
-    (guide / "ablation_table.md").write_text(as_markdown(medians, n_seeds))
+    seeds = results[results.variant.isin(medians.index)].groupby(["variant", "set"]).size()
+    text = as_markdown(medians, int(seeds.min()))
+    (guide / "ablation_table.md").write_text(text)
     figure(medians, guide / "ablation.png")
-    print(as_markdown(medians, n_seeds))
+    print(text)
 
 
 if __name__ == "__main__":
