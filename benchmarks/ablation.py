@@ -125,7 +125,7 @@ def table(results: pd.DataFrame) -> pd.DataFrame:
 def as_markdown(medians: pd.DataFrame, n_seeds: int) -> str:
     """The table of the user guide: three numbers a cell, one for each set."""
     lines = [
-        f"Medians over {n_seeds} seeds, 1,000 cells each of {' / '.join(SETS)}, 60 epochs.\n",
+        f"{' / '.join(SETS)}, 1,000 cells each, 60 epochs; medians of {n_seeds} seeds or more.\n",
         "| row | variant | " + " | ".join(COLUMNS.values()) + " |",
         "| --- | --- |" + " --- |" * len(COLUMNS),
     ]
