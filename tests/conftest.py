@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import scvi
 import torch
@@ -23,6 +24,12 @@ def real_data() -> Path:
 def _one_thread():
     """Small models gain nothing from more, and numba raises the number behind PyTorch's back."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _figures_closed():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(autouse=True)

@@ -107,17 +107,29 @@ def test_input_keeps_its_genes_its_keys_and_is_not_scored_without_labels(
 
 
 def test_labels_do_not_reach_the_model(source, adata, tmp_path):
-    """Shuffled labels, too few cells to score them with scib-metrics: the same latents."""
-    latents = []
-    for name, seed in (("true", None), ("shuffled", 0)):
-        copy = adata[:80].copy()
-        if seed is not None:
-            labels = copy.obs["celltype"].to_numpy(copy=True)
-            copy.obs["celltype"] = np.random.default_rng(seed).permutation(labels)
-        copy.write_h5ad(tmp_path / f"{name}.h5ad")
-        assert run(tmp_path / f"{name}.h5ad", tmp_path / name, "--label-key", "celltype") == 0
-        latents.append(ad.read_h5ad(tmp_path / name / "adata.h5ad").obsm["X_disentangle"])
-    np.testing.assert_array_equal(*latents)
+    """Labels, shuffled ones or none, too few cells for scib-metrics: the same latents."""
+    few, shuffled = adata[:80].copy(), adata[:80].copy()
+    labels = few.obs["celltype"].to_numpy(copy=True)
+    shuffled.obs["celltype"] = np.random.default_rng(0).permutation(labels)
+    with_labels = ["--label-key", "celltype"]
+    runs = {"true": (few, with_labels), "shuffled": (shuffled, with_labels), "none": (few, [])}
+    latents = {}
+    for name, (cells, arguments) in runs.items():
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+        assert run(tmp_path / f"{name}.h5ad", tmp_path / name, *arguments) == 0
+        obsm = ad.read_h5ad(tmp_path / name / "adata.h5ad").obsm
+        latents[name] = np.hstack([obsm["X_disentangle"], obsm["X_disentangle_batch"]])
+    for name in ("shuffled", "none"):
+        np.testing.assert_array_equal(latents[name], latents["true"])
+
+
+def test_the_seed_reaches_training(source, tmp_path):
+    codes = {}
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        assert run(source, tmp_path / name, "--seed", seed) == 0
+        codes[name] = ad.read_h5ad(tmp_path / name / "adata.h5ad").obsm["X_disentangle"]
+    np.testing.assert_array_equal(codes["a"], codes["b"])
+    assert not np.allclose(codes["a"], codes["c"])
 
 
 def test_too_few_cells_to_score_is_a_warning(adata, tmp_path, capsys):
@@ -216,6 +228,7 @@ def test_values_that_are_not_finite(adata, tmp_path, capsys):
     broken.write_h5ad(tmp_path / "nan.h5ad")
     assert run(tmp_path / "nan.h5ad", tmp_path / "out") == 2
     assert "NaN" in error_of(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.h5ad"]
 
 
 def test_input_that_is_missing_or_not_an_h5ad(tmp_path, capsys):
@@ -278,6 +291,16 @@ def test_version(capsys):
         main(["--version"])
     assert exit.value.code == 0
     assert capsys.readouterr().out.strip() == version("scdisentangle")
+
+
+def test_help_names_every_option_and_fails_not(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["integrate", "--help"])
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    options = ("--out", "--overwrite", "--batch-key", "--label-key", "--layer", "--n-top-genes")
+    for option in (*options, "--max-epochs", "--objective", "--seed", "INPUT.h5ad"):
+        assert option in shown
 
 
 def test_as_a_program():

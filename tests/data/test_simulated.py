@@ -3,6 +3,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from scdisentangle import InputError
 from scdisentangle.data import simulated
@@ -132,6 +136,20 @@ def test_strength_zero_leaves_no_trace_of_the_batch():
         simulated(n_cells=50, strength=s).varm["batch_effect"].to_numpy() for s in (0.2, 0.4)
     )
     np.testing.assert_allclose(strong, 2 * weak)
+
+
+@pytest.mark.parametrize("strength", [0, 0.5])
+def test_the_counts_give_the_batch_away_only_where_it_has_an_effect(strength):
+    """Held out, by a linear classifier, among cells of one type."""
+    adata = simulated(n_cells=1200, n_genes=100, n_types=2, strength=strength, balanced=True)
+    cells = adata[adata.obs["celltype"] == "type_1"]
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    x = np.log1p(cells.X.toarray())
+    accuracy = cross_val_score(classifier, x, cells.obs["batch"], cv=5).mean()
+    if strength:
+        assert accuracy > 0.95
+    else:
+        assert accuracy == pytest.approx(1 / 3, abs=0.07)
 
 
 def test_a_seed_gives_the_same_set():

@@ -17,15 +17,6 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Tensors are small here: more threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def make_codes() -> Callable[..., Codes]:
     """Random codes; every field can be given."""

@@ -8,12 +8,6 @@ from scdisentangle import InputError, pl
 from scdisentangle.data import simulated
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def adata():
     adata = simulated(n_cells=90, n_genes=60, n_types=2, n_markers=5)

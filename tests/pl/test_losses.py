@@ -9,12 +9,6 @@ from scdisentangle.data import simulated
 EPOCHS = 4
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def model():
     adata = simulated(n_cells=100, n_genes=40, n_types=2)

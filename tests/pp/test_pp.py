@@ -111,6 +111,21 @@ def test_pca_is_scanpys_of_the_selected_genes(adata):
     assert "X_pca" not in adata.obsm
 
 
+def test_pca_of_values_in_a_layer_is_their_singular_value_decomposition(adata):
+    values = np.random.default_rng(0).normal(size=adata.shape) * np.linspace(1, 4, adata.n_vars)
+    adata.layers["scaled"] = values
+    before = values.copy()
+    pp.pca(adata, n_comps=5, layer="scaled")
+    u, s, _ = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+    expected = u[:, :5] * s[:5]
+    found = adata.obsm["X_pca"]
+    signs = np.sign((found * expected).sum(axis=0))
+    np.testing.assert_allclose(found * signs, expected, atol=0.02)
+    np.testing.assert_array_equal(adata.layers["scaled"], before)
+    with pytest.raises(InputError, match="'scale' is not in adata.layers. Did you mean 'scaled'"):
+        pp.pca(adata, layer="scale")
+
+
 def test_pca_of_few_cells(adata):
     few = adata[:8].copy()
     pp.pca(few, n_comps=30)

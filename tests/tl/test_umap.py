@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
@@ -44,10 +46,28 @@ def test_a_quantised_code_is_drawn_as_one_cloud_for_each_value():
     adata = simulated(n_cells=150, n_genes=30, n_types=2)
     value = np.repeat([0, 1, 2], [10, 40, 100])
     adata.obsm["code"] = np.eye(3)[value]
-    tl.umap(adata, "code")
+    with warnings.catch_warnings(action="error"):
+        tl.umap(adata, "code")
     layout = adata.obsm["code_umap"]
     assert np.isfinite(layout).all()
     assert len(np.unique(layout, axis=0)) == 150
     assert KNeighborsClassifier(3).fit(layout, value).score(layout, value) == 1
     spread = [np.ptp(layout[value == v], axis=0).max() for v in range(3)]
     assert spread[0] < spread[1] < spread[2]
+
+
+def test_a_code_on_a_small_scale_is_not_taken_for_a_quantised_one(adata):
+    small = adata.copy()
+    small.obsm["code"] = 1e-6 * adata.obsm["code"]
+    tl.umap(small, "code")
+    layout = small.obsm["code_umap"]
+    assert trustworthiness(adata.obsm["code"], layout, n_neighbors=10) > 0.8
+
+
+def test_a_code_that_is_the_same_everywhere_is_one_cloud(adata):
+    same = adata.copy()
+    same.obsm["code"] = np.zeros((150, 6))
+    tl.umap(same, "code")
+    layout = same.obsm["code_umap"]
+    assert np.isfinite(layout).all()
+    assert len(np.unique(layout, axis=0)) == 150

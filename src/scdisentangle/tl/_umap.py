@@ -20,7 +20,8 @@ def umap_coordinates(code: np.ndarray, *, n_neighbors: int = 15, seed: int = 0) 
     """
     code = np.asarray(code, dtype=np.float32)
     n_neighbors = min(n_neighbors, len(code) - 1)
-    values, value_of_cell = np.unique(code.round(4), axis=0, return_inverse=True)
+    scale = np.abs(code).max() or 1.0
+    values, value_of_cell = np.unique((code / scale).round(4), axis=0, return_inverse=True)
     if len(values) < n_neighbors:
         return _clouds(value_of_cell.ravel(), np.random.default_rng(seed))
     cells = ad.AnnData(code)
@@ -51,6 +52,10 @@ def umap(
     seed: int = 0,
 ) -> None:
     """Two-dimensional UMAP of each code, in ``adata.obsm[f"{use_rep}_umap"]``.
+
+    A code with fewer distinct values than a cell has neighbours, as z_nio has where it is
+    quantised, has no neighbourhoods to lay out: each value is drawn as a round cloud, and where
+    clouds and the cells in them lie means nothing.
 
     Parameters
     ----------
