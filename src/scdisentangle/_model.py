@@ -96,16 +96,11 @@ class DisentangleModel(RegistrationMixin, UnsupervisedTrainingMixin, BaseModelCl
         check_options(module_kwargs, _module_options(), "DisentangleModel")
         super().__init__(adata, registry)
         setup_args = self.registry_["setup_args"]
-        if adata is not None:
-            counts = _validation.are_counts(adata, setup_args["layer"])
-            module_kwargs.setdefault("log_normalize", counts)
-            size_factor_key = setup_args.get("size_factor_key")
-            library = (
-                adata.obs[size_factor_key].median()
-                if size_factor_key
-                else _validation.median_sum(adata, setup_args["layer"])
-            )
-            module_kwargs.setdefault("target_sum", float(library))
+        if adata is not None and "log_normalize" not in module_kwargs:
+            module_kwargs["log_normalize"] = _validation.are_counts(adata, setup_args["layer"])
+        if adata is not None and module_kwargs["log_normalize"]:
+            if "target_sum" not in module_kwargs:
+                module_kwargs["target_sum"] = self._median_library(adata)
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs)
         if adata is not None and gene_likelihood in COUNT_LIKELIHOODS:
             _validation.check_counts(adata, setup_args["layer"], gene_likelihood)
@@ -142,6 +137,12 @@ class DisentangleModel(RegistrationMixin, UnsupervisedTrainingMixin, BaseModelCl
         found = "counts" if counts else "not counts, and taken as already normalised"
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood
+
+    def _median_library(self, adata: AnnData) -> float:
+        setup_args = self.registry_["setup_args"]
+        if key := setup_args.get("size_factor_key"):
+            return float(adata.obs[key].median())
+        return _validation.median_sum(adata, setup_args["layer"])
 
     def _state_of(self, key: str) -> Mapping:
         return self.registry_["field_registries"].get(key, {}).get("state_registry", {})

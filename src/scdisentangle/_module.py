@@ -297,6 +297,10 @@ class DisentangleModule(BaseModuleClass):
         z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))
         return (q_bio.rsample() if self.training and q_bio is not None else z_bio), q_bio
 
+    def _read(self, z_nio: Tensor) -> Tensor:
+        """``z_nio`` as the decoder reads it."""
+        return z_nio.detach() if self.nio_flow in ("detached", "quantized") else z_nio
+
     def _decode(
         self,
         z_bio: Tensor,
@@ -305,8 +309,6 @@ class DisentangleModule(BaseModuleClass):
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        if self.nio_flow in ("detached", "quantized"):
-            z_nio = z_nio.detach()
         z = torch.cat([z_bio, z_nio], dim=-1)
         return self.decoder(z, batch_index, *self._split(cat_covs), cont=cont_covs)
 
@@ -333,7 +335,7 @@ class DisentangleModule(BaseModuleClass):
         cont_covs, cat_covs
             Further covariates, ``(n_cells, n_covariates)``.
         """
-        output, zi_logits = self._decode(z_bio, z_nio, batch_index, cont_covs, cat_covs)
+        output, zi_logits = self._decode(z_bio, self._read(z_nio), batch_index, cont_covs, cat_covs)
         px = expression_distribution(
             self.gene_likelihood, output, library, self.log_dispersion, zi_logits
         )
@@ -355,13 +357,12 @@ class DisentangleModule(BaseModuleClass):
             return self._encode_bio(noisy, **covariates)[0]
 
         def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
-            z = torch.cat([z_bio, z_nio], dim=-1)
-            cats = self._split(covariates[MODULE_KEYS.CAT_COVS_KEY])
-            output, _ = self.decoder(z, batch_index, *cats, cont=covariates["cont_covs"])
+            output, _ = self._decode(z_bio, z_nio, batch_index, **covariates)
             return output - output.mean(dim=-1, keepdim=True) if counts else output
 
         def as_partner(partner: Tensor) -> Tensor:
-            output, _ = self._decode(z_bio, z_nio[partner], batch_index[partner], **covariates)
+            seen = self._read(z_nio[partner])
+            output, _ = self._decode(z_bio, seen, batch_index[partner], **covariates)
             if not counts:
                 return output
             shares = output.softmax(dim=-1)

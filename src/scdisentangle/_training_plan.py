@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_args
 
 from scvi.train import TrainingPlan
 
@@ -65,11 +66,11 @@ class DisentangleTrainingPlan(TrainingPlan):
         own = inspect.signature(DisentangleTrainingPlan.__init__).parameters.keys()
         known = (known | own) - {"self", "module", "kwargs", "loss_kwargs"}
         check_options(kwargs, known, "plan_kwargs")
-        check_choice("noise_schedule", noise_schedule, ("linear", "cosine", "constant"))
+        check_choice("noise_schedule", noise_schedule, get_args(_schedules.NoiseSchedule))
         for name, value in {"noise_start": noise_start, "noise_end": noise_end}.items():
             if value < 0:
                 raise InputError(f"{name}={value} is a standard deviation: give 0 or more.")
-        check_choice("lr_schedule", lr_schedule, ("cosine", "constant"))
+        check_choice("lr_schedule", lr_schedule, get_args(_schedules.LearningRateSchedule))
         super().__init__(module, lr=lr, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
         self.lr_schedule = "constant" if self.reduce_lr_on_plateau else lr_schedule
         self.noise = {"start": noise_start, "end": noise_end, "schedule": noise_schedule}

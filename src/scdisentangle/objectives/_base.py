@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class Codes:
     as_partner: Callable[[Tensor], Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A disentanglement objective: a scalar of the codes, to be minimised.
 
     Subclasses take their options as keywords with plain values (so that they serialise) and pass
@@ -72,9 +73,9 @@ class Objective(nn.Module):
         self.n_latent_nio = n_latent_nio
         self.n_batch = n_batch
 
+    @abstractmethod
     def forward(self, codes: Codes) -> Tensor:
         """Value of the objective, a scalar that is differentiable with respect to the codes."""
-        raise NotImplementedError
 
     def estimator_loss(self, codes: Codes) -> Tensor:
         """Loss that fits the objective's own estimator; no gradient reaches the codes."""
