@@ -249,6 +249,20 @@ def test_training_goes_on_where_it_stopped(adata):
     assert len(model.history["train_loss"]) == 5
 
 
+def test_training_goes_on_in_training_mode(adata):
+    """Lightning leaves the mode as it finds it, and a trained model is in evaluation mode."""
+    model = fit(adata, max_epochs=1)
+    modes = []
+    inference = model.module.inference
+    model.module.inference = lambda *a, **k: (
+        modes.append(model.module.training) or inference(*a, **k)
+    )
+    model.train(1, train_size=1.0, enable_progress_bar=False)
+    assert modes
+    assert all(modes)
+    assert not model.module.training
+
+
 def test_as_written_is_the_method_of_the_paper(adata):
     other = adata.copy()
     DisentangleModel.setup_anndata(other, batch_key="batch")

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from rich.logging import RichHandler
 
 from . import data, objectives, pl, pp, tl
-from ._errors import InputError
+from ._errors import InputError, NonFiniteError
 from ._model import DisentangleModel, default_max_epochs
 from ._module import DisentangleModule
 from ._training_plan import DisentangleTrainingPlan
@@ -22,6 +22,7 @@ __all__ = [
     "DisentangleModule",
     "DisentangleTrainingPlan",
     "InputError",
+    "NonFiniteError",
     "data",
     "default_max_epochs",
     "objectives",

@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-EXPECTED_FAILURES = (ValueError, KeyError, OSError)
-"""What bad input raises; :class:`scdisentangle.InputError` is a ``ValueError``."""
+EXPECTED_FAILURES = (ValueError, KeyError, OSError, ArithmeticError)
+"""What bad input raises: :class:`scdisentangle.InputError` is a ``ValueError``, and
+:class:`scdisentangle.NonFiniteError` an ``ArithmeticError``."""
 
 
 class _Parser(argparse.ArgumentParser):

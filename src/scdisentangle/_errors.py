@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Input that cannot be used as given; the message names the culprit and the way out."""
 
 
+class NonFiniteError(ArithmeticError):
+    """Training met NaN or infinity; the message names the term, the epoch and the step."""
+
+
 def name_some(names: Iterable[object], limit: int = 3) -> str:
     """Quote the first ``limit`` of ``names`` and count the rest, for use in messages."""
     names = [f"'{name}'" for name in names]

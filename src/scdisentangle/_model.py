@@ -16,7 +16,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 
 from . import _validation
-from ._errors import check_choice, check_options
+from ._errors import NonFiniteError, check_choice, check_options
 from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from ._module import DisentangleModule
 from ._registration import RegistrationMixin
@@ -222,6 +222,8 @@ class DisentangleModel(RegistrationMixin, UnsupervisedTrainingMixin, BaseModelCl
         ------
         InputError
             If an option is unknown.
+        NonFiniteError
+            If the loss or a gradient becomes NaN or infinite; the last good weights are kept.
         """
         if self.adata is not None:
             n_obs = self.adata.n_obs
@@ -237,15 +239,21 @@ class DisentangleModel(RegistrationMixin, UnsupervisedTrainingMixin, BaseModelCl
                 )
             if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
                 kwargs.setdefault("check_val_every_n_epoch", 1)
-        return super().train(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            train_size=train_size,
-            batch_size=batch_size,
-            plan_kwargs=dict(plan_kwargs or {}),
-            **{"inference_mode": False, **kwargs},
-        )
+        self.module.train()
+        try:
+            return super().train(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                train_size=train_size,
+                batch_size=batch_size,
+                plan_kwargs=dict(plan_kwargs or {}),
+                **{"inference_mode": False, **kwargs},
+            )
+        except NonFiniteError:
+            self.module.eval()
+            self.is_trained_ = True
+            raise
 
     def _run_encoder(self, adata, indices, batch_size, dataloader=None):
         self._check_if_trained(warn=False)

@@ -6,9 +6,11 @@ import inspect
 from typing import get_args
 
 from scvi.train import TrainingPlan
+from torch import Tensor
 
 from . import _schedules
 from ._errors import InputError, check_choice, check_options
+from ._finite import FiniteGuard
 from ._module import DisentangleModule
 
 
@@ -110,8 +112,31 @@ class DisentangleTrainingPlan(TrainingPlan):
         kwargs["inference_kwargs"] = {"noise_level": self.noise_level}
         kwargs["loss_kwargs"] = {**kwargs.get("loss_kwargs", {}), **self.weights()}
         outputs = super().forward(*args, **kwargs)
-        self._estimator_loss = outputs[2].extra_metrics.get("estimator_loss")
+        self._metrics = outputs[2].extra_metrics
         return outputs
+
+    def _terms(self) -> dict[str, Tensor]:
+        """Terms of the last loss with their weights, and what the estimators add to it."""
+        terms = {
+            k.removesuffix("_weighted"): v
+            for k, v in self._metrics.items()
+            if k.endswith("_weighted")
+        }
+        if (estimators := self._metrics.get("estimator_loss")) is not None:
+            terms["estimator_loss"] = estimators
+        return terms
+
+    def _terms_of(self, minibatch) -> dict[str, Tensor]:
+        self.forward(minibatch)
+        return self._terms()
+
+    def on_train_start(self) -> None:
+        """Keep the weights that training starts from."""
+        self._guard = FiniteGuard(self.module, self._terms_of)
+
+    def on_train_epoch_end(self) -> None:
+        """Keep the weights of this epoch, if they are finite."""
+        self._guard.end_epoch()
 
     def on_train_epoch_start(self) -> None:
         """Set the learning rate, and log what is in force in this epoch."""
@@ -136,11 +161,12 @@ class DisentangleTrainingPlan(TrainingPlan):
     def training_step(self, batch, batch_idx):
         """One step; estimators that an objective brings along take theirs beside it."""
         loss = super().training_step(batch, batch_idx)
+        self._guard.watch(self._terms(), batch, self.current_epoch + 1, batch_idx + 1)
         if not self.automatic_optimization:
             optimizers = self.optimizers()
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            self.manual_backward(loss + self._estimator_loss)
+            self.manual_backward(loss + self._metrics["estimator_loss"])
             for optimizer in optimizers:
                 optimizer.step()
         return loss
