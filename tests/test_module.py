@@ -129,8 +129,11 @@ def test_kl_of_the_variational_codes(tensors):
         own = norm(q.loc.numpy(), q.scale.numpy())
         draws = own.rvs(size=(20_000, *q.loc.shape), random_state=0)
         kl = (own.logpdf(draws) - prior.logpdf(draws)).mean(axis=0).sum(axis=1)
-        np.testing.assert_allclose(losses.kl_local[name].numpy(), weight * kl, rtol=0.05, atol=0.02)
-    total = losses.reconstruction_loss_sum + losses.kl_local_sum
+        np.testing.assert_allclose(losses.kl_local[name].numpy(), kl, rtol=0.05, atol=0.02)
+        weighted = losses.extra_metrics[f"{name}_weighted"]
+        np.testing.assert_allclose(weighted.numpy(), weight * kl.mean(), rtol=0.05)
+    weighted = sum(losses.extra_metrics[f"{name}_weighted"] for name in losses.kl_local)
+    total = losses.reconstruction_loss_sum + N_CELLS * weighted
     classification = module.lambda_cls * losses.extra_metrics["classification_loss"] * N_CELLS
     assert losses.loss.item() * N_CELLS == pytest.approx((total + classification).item(), rel=1e-5)
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from scvi.distributions import (
-    NegativeBinomial,
-    Normal,
-    Poisson,
-    ZeroInflatedNegativeBinomial,
-)
+from scvi import distributions
+from scvi.distributions import NegativeBinomial, Normal, ZeroInflatedNegativeBinomial
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -19,6 +15,14 @@ from .objectives import squared_error
 GeneLikelihood = Literal["mse", "nb", "zinb", "poisson", "normal"]
 COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 GENE_LIKELIHOODS = ("mse", *COUNT_LIKELIHOODS, "normal")
+
+
+class Poisson(distributions.Poisson):
+    """That of scvi-tools, with the normalised means that its other count distributions give."""
+
+    def get_normalized(self, key: str) -> Tensor:
+        """Mean counts (``"mu"``) or proportions (``"scale"``), ``(n_cells, n_genes)``."""
+        return {"mu": self.rate, "scale": self.scale}[key]
 
 
 def expression_distribution(

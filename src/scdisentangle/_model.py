@@ -5,19 +5,18 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
 
-import numpy as np
-import pandas as pd
-import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
-from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
+from scvi.model.base import UnsupervisedTrainingMixin
 
 from . import _validation
-from ._errors import NonFiniteError, check_choice, check_options
+from ._errors import NonFiniteError, check_options
+from ._expression import ExpressionMixin
+from ._latents import LatentMixin
 from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
+from ._minification import MinificationMixin
 from ._module import DisentangleModule
 from ._registration import RegistrationMixin
 from ._training_plan import DisentangleTrainingPlan
@@ -27,7 +26,13 @@ logger = logging.getLogger(__name__)
 MIN_CELLS_TO_VALIDATE = 30
 
 
-class DisentangleModel(RegistrationMixin, UnsupervisedTrainingMixin, BaseModelClass):
+class DisentangleModel(
+    RegistrationMixin,
+    LatentMixin,
+    ExpressionMixin,
+    UnsupervisedTrainingMixin,
+    MinificationMixin,
+):
     r"""Splits each cell's code in two: ``z_bio`` for biology, ``z_nio`` for the batch.
 
     Parameters
@@ -77,8 +82,6 @@ class DisentangleModel(RegistrationMixin, UnsupervisedTrainingMixin, BaseModelCl
     _module_cls = DisentangleModule
     _training_plan_cls = DisentangleTrainingPlan
 
-    get_reconstruction_error = VAEMixin.get_reconstruction_error
-
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -96,14 +99,15 @@ class DisentangleModel(RegistrationMixin, UnsupervisedTrainingMixin, BaseModelCl
         check_options(module_kwargs, _module_options(), "DisentangleModel")
         super().__init__(adata, registry)
         setup_args = self.registry_["setup_args"]
-        if adata is not None and "log_normalize" not in module_kwargs:
-            module_kwargs["log_normalize"] = _validation.are_counts(adata, setup_args["layer"])
-        if adata is not None and module_kwargs["log_normalize"]:
+        values = adata if self.minified_data_type is None else None
+        if values is not None and "log_normalize" not in module_kwargs:
+            module_kwargs["log_normalize"] = _validation.are_counts(values, setup_args["layer"])
+        if values is not None and module_kwargs["log_normalize"]:
             if "target_sum" not in module_kwargs:
-                module_kwargs["target_sum"] = self._median_library(adata)
+                module_kwargs["target_sum"] = self._median_library(values)
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs)
-        if adata is not None and gene_likelihood in COUNT_LIKELIHOODS:
-            _validation.check_counts(adata, setup_args["layer"], gene_likelihood)
+        if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
+            _validation.check_counts(values, setup_args["layer"], gene_likelihood)
         self.module = self._module_cls(
             n_input=self.summary_stats.n_vars,
             n_batch=self.summary_stats.n_batch,
@@ -254,91 +258,6 @@ class DisentangleModel(RegistrationMixin, UnsupervisedTrainingMixin, BaseModelCl
             self.module.eval()
             self.is_trained_ = True
             raise
-
-    def _run_encoder(self, adata, indices, batch_size, dataloader=None):
-        self._check_if_trained(warn=False)
-        if dataloader is None:
-            adata = self._validate_anndata(adata)
-            dataloader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
-        for tensors in dataloader:
-            yield self.module.inference(**self.module._get_inference_input(tensors))
-
-    @torch.inference_mode()
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        representation: Literal["bio", "batch", "joint"] = "bio",
-        batch_size: int | None = None,
-        dataloader=None,
-    ) -> np.ndarray:
-        """The code of each cell; the same for a cell whatever cells are beside it.
-
-        Parameters
-        ----------
-        adata
-            Data with the model's genes. ``None`` is the data that the model was made with.
-        indices
-            Cells to take, all if ``None``.
-        representation
-            ``"bio"`` for ``z_bio``, ``"batch"`` for ``z_nio``, ``"joint"`` for both, side by side.
-        batch_size
-            Cells in a minibatch, ``scvi.settings.batch_size`` if ``None``.
-        dataloader
-            Iterable of minibatches, in place of ``adata``.
-
-        Returns
-        -------
-        Array of shape ``(n_cells, n_latent_bio)``, ``(n_cells, n_latent_nio)`` or
-        ``(n_cells, n_latent_bio + n_latent_nio)``, in the order of the cells asked for.
-
-        Raises
-        ------
-        InputError
-            If the genes or the batches are not those of the model.
-        """
-        codes = {"bio": ("z_bio",), "batch": ("z_nio",), "joint": ("z_bio", "z_nio")}
-        check_choice("representation", representation, codes)
-        return np.concatenate(
-            [
-                torch.cat([outputs[code] for code in codes[representation]], dim=1).cpu().numpy()
-                for outputs in self._run_encoder(adata, indices, batch_size, dataloader)
-            ]
-        )
-
-    @torch.inference_mode()
-    def predict_batch(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        soft: bool = False,
-        batch_size: int | None = None,
-    ) -> np.ndarray | pd.DataFrame:
-        """The batch of each cell as the classifier reads it from ``z_nio``.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As for :meth:`get_latent_representation`.
-        soft
-            Whether to give a probability for every batch, instead of the likeliest batch.
-
-        Returns
-        -------
-        Array of ``n_cells`` batch names, or a DataFrame ``(n_cells, n_batch)`` if ``soft``.
-        """
-        adata = self._validate_anndata(adata)
-        probabilities = np.concatenate(
-            [
-                self.module.classifier(outputs["z_nio"]).softmax(dim=-1).cpu().numpy()
-                for outputs in self._run_encoder(adata, indices, batch_size)
-            ]
-        )
-        batches = np.asarray(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
-        if not soft:
-            return batches[probabilities.argmax(axis=1)]
-        cells = adata.obs_names if indices is None else adata.obs_names[indices]
-        return pd.DataFrame(probabilities, index=cells, columns=batches)
 
 
 def default_max_epochs(n_obs: int) -> int:

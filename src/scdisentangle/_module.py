@@ -7,12 +7,11 @@ from typing import Literal
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.distributions import Normal
 from scvi.module import Classifier
 from scvi.module._constants import MODULE_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import BaseMinifiedModeModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from ._errors import check_choice
@@ -23,14 +22,15 @@ from ._likelihoods import (
     expression_distribution,
     reconstruction_loss,
 )
-from ._networks import Codebook, Decoder, TwoCodeEncoder
+from ._networks import Codebook, Decoder, RunningMeans, TwoCodeEncoder
+from ._sampling import SamplingMixin
 from .objectives import Codes, ObjectiveSpec, batch_cross_entropy, build_objectives
 
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
 
 
-class DisentangleModule(BaseModuleClass):
+class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
     r"""Conditional autoencoder whose code is :math:`z = [z_{bio}, z_{nio}]`.
 
     .. math::
@@ -149,7 +149,7 @@ class DisentangleModule(BaseModuleClass):
         self.encode_covariates = encode_covariates
         self.lambda_cls = 0.01 * n_input if lambda_cls is None else lambda_cls
         self.lambda_dis = 0.01 * n_input if lambda_dis is None else lambda_dis
-        self.kl_weight_bio, self.kl_weight_nio = kl_weight_bio, kl_weight_nio
+        self.kl_weights = {"kl_bio": kl_weight_bio, "kl_nio": kl_weight_nio}
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
 
@@ -192,14 +192,26 @@ class DisentangleModule(BaseModuleClass):
         self.log_dispersion = nn.Parameter(torch.randn(n_input))
         if nio_flow == "quantized":
             self.codebook = Codebook(n_batch, n_latent_nio)
-        if nio_flow == "variational":
+        elif nio_flow == "variational":
             self.prior_nio_mean = nn.Parameter(torch.randn(n_batch, n_latent_nio))
             self.prior_nio_log_scale = nn.Parameter(torch.zeros(n_batch, n_latent_nio))
+        else:
+            self.nio_means = RunningMeans(n_batch, n_latent_nio)
         self.register_buffer("target_sum", torch.tensor(float(target_sum)))
 
     def normalize(self, x: Tensor, library: Tensor) -> Tensor:
         """Values as the encoders see them, without noise, shape ``(n_cells, n_genes)``."""
         return torch.log1p(x * (-library).exp() * self.target_sum) if self.log_normalize else x
+
+    @property
+    def nio_of_batch(self) -> Tensor:
+        """What stands for ``z_nio`` of any cell of each batch, ``(n_batch, n_latent_nio)``.
+
+        The batch's learned code, the mean of its learned prior, or the mean over its cells.
+        """
+        if self.nio_flow == "quantized":
+            return self.codebook.codes
+        return self.prior_nio_mean if self.nio_flow == "variational" else self.nio_means.means
 
     def _covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
         return {
@@ -208,6 +220,8 @@ class DisentangleModule(BaseModuleClass):
         }
 
     def _get_inference_input(self, tensors: dict[str, Tensor], full_forward_pass: bool = False):
+        if REGISTRY_KEYS.LATENT_QZM_KEY in tensors and not full_forward_pass:
+            return self._get_cached_input(tensors)
         x = tensors[REGISTRY_KEYS.X_KEY]
         if self.use_size_factor_key:
             library = tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].log()
@@ -218,6 +232,7 @@ class DisentangleModule(BaseModuleClass):
         return {
             MODULE_KEYS.X_KEY: x,
             MODULE_KEYS.LIBRARY_KEY: library,
+            MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
             **self._covariates(tensors),
         }
 
@@ -237,13 +252,15 @@ class DisentangleModule(BaseModuleClass):
         return () if cat_covs is None else torch.split(cat_covs, 1, dim=1)
 
     @auto_move_data
-    def inference(
+    def _regular_inference(
         self,
         x: Tensor,
         library: Tensor,
+        batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
         noise_level: float = 0.0,
+        n_samples: int | None = None,
     ) -> dict[str, Tensor | Distribution | None]:
         r"""Encode: ``x`` to ``z_bio`` and ``z_nio``.
 
@@ -253,10 +270,16 @@ class DisentangleModule(BaseModuleClass):
             Registered values, ``(n_cells, n_genes)``.
         library
             Logarithm of the library size, ``(n_cells, 1)``.
+        batch_index
+            Batch of each cell, ``(n_cells, 1)``; read for batches that were added to a trained
+            model only.
         cont_covs, cat_covs
             Further covariates, ``(n_cells, n_covariates)``.
         noise_level
             Standard deviation of the Gaussian noise on the normalised values, in training only.
+        n_samples
+            Draws from the posterior of variational codes; more than one come first in the shape.
+            ``None`` takes the mean, and one draw in training.
         """
         normalized = self.normalize(x, library)
         encoded_nio, q_nio = self.encoder.encode_nio(
@@ -265,20 +288,15 @@ class DisentangleModule(BaseModuleClass):
         )
         z_nio = encoded_nio
         if self.nio_flow == "quantized":
-            z_nio = self.codebook(encoded_nio)
-        elif self.training and q_nio is not None:
-            z_nio = q_nio.rsample()
+            z_nio = self.codebook(encoded_nio, batch_index.squeeze(-1))
+        z_nio = self._draw(z_nio, q_nio, n_samples)
         noisy = self._add_noise(normalized, noise_level)
-        z_bio, q_bio = self._encode_bio(noisy, cont_covs, cat_covs)
+        z_bio, q_bio = self._encode_bio(noisy, cont_covs, cat_covs, n_samples)
         return {
+            **self._inferred(z_bio, z_nio, q_bio, q_nio, library, n_samples),
             "normalized": normalized,
-            "z_bio": z_bio,
-            "z_nio": z_nio,
-            "q_bio": q_bio,
-            "q_nio": q_nio,
             "encoded_nio": encoded_nio,
             "noise_level": noise_level,
-            MODULE_KEYS.LIBRARY_KEY: library,
         }
 
     def _add_noise(self, normalized: Tensor, noise_level: float) -> Tensor:
@@ -290,12 +308,18 @@ class DisentangleModule(BaseModuleClass):
     def _encoded(self, cont_covs: Tensor | None, cat_covs: Tensor | None):
         return (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
 
-    def _encode_bio(self, noisy: Tensor, cont_covs: Tensor | None, cat_covs: Tensor | None):
+    def _encode_bio(
+        self,
+        noisy: Tensor,
+        cont_covs: Tensor | None,
+        cat_covs: Tensor | None,
+        n_samples: int | None = None,
+    ):
         seen = noisy
         if self.training and self.input_dropout > 0:
             seen = noisy * (torch.rand(noisy.shape, device=noisy.device) >= self.input_dropout)
         z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))
-        return (q_bio.rsample() if self.training and q_bio is not None else z_bio), q_bio
+        return self._draw(z_bio, q_bio, n_samples), q_bio
 
     def _read(self, z_nio: Tensor) -> Tensor:
         """``z_nio`` as the decoder reads it."""
@@ -321,20 +345,28 @@ class DisentangleModule(BaseModuleClass):
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
+        transform_batch: int | None = None,
     ) -> dict[str, Distribution]:
         r"""Decode: ``z_bio``, ``z_nio`` and the batch to a distribution of each gene's values.
 
         Parameters
         ----------
         z_bio, z_nio
-            The two codes, ``(n_cells, n_latent_bio)`` and ``(n_cells, n_latent_nio)``.
+            The two codes, ``(n_cells, n_latent_bio)`` and ``(n_cells, n_latent_nio)``; several
+            draws of them come first in the shape.
         library
             Logarithm of the library size, ``(n_cells, 1)``.
         batch_index
             Batch of each cell, ``(n_cells, 1)``.
         cont_covs, cat_covs
             Further covariates, ``(n_cells, n_covariates)``.
+        transform_batch
+            Batch to decode all cells in, with :attr:`nio_of_batch` as ``z_nio``. ``None`` leaves
+            each in its own.
         """
+        if transform_batch is not None:
+            batch_index = torch.full_like(batch_index, transform_batch)
+            z_nio = self.nio_of_batch[batch_index.squeeze(-1)].expand_as(z_nio)
         output, zi_logits = self._decode(z_bio, self._read(z_nio), batch_index, cont_covs, cat_covs)
         px = expression_distribution(
             self.gene_likelihood, output, library, self.log_dispersion, zi_logits
@@ -380,19 +412,16 @@ class DisentangleModule(BaseModuleClass):
             as_partner=as_partner,
         )
 
-    def _kl(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
-        """Weighted Kullback-Leibler term of each variational code, ``(n_cells,)`` each."""
-        kl = {}
+    def _variational(self, inference_outputs: dict, batch: Tensor):
+        """Posterior and prior of each variational code."""
+        pairs = {}
         if (q_bio := inference_outputs["q_bio"]) is not None:
-            prior = Normal(torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale))
-            kl["kl_bio"] = self.kl_weight_bio * kl_divergence(q_bio, prior).sum(dim=-1)
+            pairs["bio"] = q_bio, Normal(torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale))
         if (q_nio := inference_outputs["q_nio"]) is not None:
             of_cell = one_hot(batch, self.n_batch).to(self.prior_nio_mean.dtype)
-            prior = Normal(
-                of_cell @ self.prior_nio_mean, (of_cell @ self.prior_nio_log_scale).exp()
-            )
-            kl["kl_nio"] = self.kl_weight_nio * kl_divergence(q_nio, prior).sum(dim=-1)
-        return kl
+            log_scale = of_cell @ self.prior_nio_log_scale
+            pairs["nio"] = q_nio, Normal(of_cell @ self.prior_nio_mean, log_scale.exp())
+        return pairs
 
     def loss(
         self,
@@ -424,7 +453,10 @@ class DisentangleModule(BaseModuleClass):
         classification = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
         codes = self._codes(tensors, inference_outputs)
         objectives = self.disentanglement(codes)
-        kl_local = self._kl(inference_outputs, batch)
+        kl_local = {
+            f"kl_{code}": kl_divergence(posterior, prior).sum(dim=-1)
+            for code, (posterior, prior) in self._variational(inference_outputs, batch).items()
+        }
 
         weighted = {
             "reconstruction_loss": reconstruction_weight * reconstruction.mean(),
@@ -434,12 +466,14 @@ class DisentangleModule(BaseModuleClass):
         for name, term in objectives.items():
             weighted[name] = disentanglement_weight * self.lambda_dis * weights[name] * term
         for name, term in kl_local.items():
-            weighted[name] = kl_weight * term.mean()
+            weighted[name] = kl_weight * (self.kl_weights[name] * term).mean()
         metrics = {"classification_loss": classification, **objectives}
         if self.nio_flow == "quantized":
             commitment = self.codebook.commitment(inference_outputs["encoded_nio"], batch)
             metrics["commitment"] = commitment.mean()
             weighted["commitment"] = self.lambda_cls * metrics["commitment"]
+        if self.training and self.nio_flow in ("detached", "free"):
+            self.nio_means.update(inference_outputs["z_nio"], batch)
         metrics |= {f"{name}_weighted": term for name, term in weighted.items()}
         if self.training and self.disentanglement.has_estimators:
             metrics["estimator_loss"] = self.disentanglement.estimator_loss(codes)
@@ -449,9 +483,3 @@ class DisentangleModule(BaseModuleClass):
             kl_local=kl_local or None,
             extra_metrics=metrics,
         )
-
-    @torch.inference_mode()
-    def sample(self, tensors: dict[str, Tensor]) -> Tensor:
-        """One draw of each gene's value in each cell, ``(n_cells, n_genes)``."""
-        _, generative_outputs = self.forward(tensors, compute_loss=False)
-        return generative_outputs[MODULE_KEYS.PX_KEY].sample()

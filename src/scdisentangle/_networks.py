@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scvi.distributions import Normal
 from scvi.nn import FCLayers
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 
 class CodeHead(nn.Module):
@@ -116,15 +116,48 @@ class Codebook(nn.Module):
     def __init__(self, n_batch: int, n_latent: int):
         super().__init__()
         self.codes = nn.Parameter(torch.randn(n_batch, n_latent))
+        self.n_learned = n_batch
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Nearest code of each cell, shape ``(n_cells, n_latent)``."""
-        nearest = torch.cdist(z.detach(), self.codes.detach()).argmin(dim=1)
-        return self.codes[nearest] + z - z.detach()
+    def forward(self, z: Tensor, batch: Tensor) -> Tensor:
+        """Nearest code of each cell, shape ``(n_cells, n_latent)``.
+
+        A cell of a batch that was added later, ``n_learned`` or above, takes the code of its
+        batch: the encoder, which learned without it, cannot tell.
+        """
+        learned = self.codes.detach()[: self.n_learned]
+        nearest = torch.cdist(z.detach(), learned).argmin(dim=1)
+        return self.codes[torch.where(batch < self.n_learned, nearest, batch)] + z - z.detach()
 
     def commitment(self, z: Tensor, batch: Tensor) -> Tensor:
         """Squared distance of each cell to the code of its own batch, shape ``(n_cells,)``."""
         return (z - self.codes[batch]).square().sum(dim=1)
+
+
+class RunningMeans(nn.Module):
+    """Mean code of each batch's cells, followed through training.
+
+    Parameters
+    ----------
+    n_batch
+        Number of batches.
+    n_latent
+        Dimensions of a code.
+    momentum
+        Weight of the latest minibatch.
+    """
+
+    def __init__(self, n_batch: int, n_latent: int, momentum: float = 0.3):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("means", torch.zeros(n_batch, n_latent))
+
+    @torch.no_grad()
+    def update(self, z: Tensor, batch: Tensor) -> None:
+        """Move towards the means of a minibatch; batches that it lacks stay."""
+        members = nn.functional.one_hot(batch, len(self.means)).to(z.dtype).T
+        counts = members.sum(dim=1, keepdim=True)
+        change = members @ z / counts.clamp(min=1) - self.means
+        self.means += self.momentum * (counts > 0) * change
 
 
 class Decoder(nn.Module):

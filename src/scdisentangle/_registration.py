@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
+from scvi.data._utils import _get_adata_minify_type
 from scvi.data.fields import (
     CategoricalJointObsField,
     CategoricalObsField,
@@ -87,6 +88,8 @@ class RegistrationMixin:
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
         ]
+        if (minified := _get_adata_minify_type(adata)) is not None:
+            fields += cls._get_fields_for_adata_minification(minified)
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -107,6 +110,7 @@ class RegistrationMixin:
             self._check_against(adata, self.registry_)
             _validation.check_keys(adata, layer, {})
             _validation.check_values(adata, layer)
-            if self.module.gene_likelihood in COUNT_LIKELIHOODS:
+            counts = self.module.gene_likelihood in COUNT_LIKELIHOODS
+            if counts and _get_adata_minify_type(adata) is None:
                 _validation.check_counts(adata, layer, self.module.gene_likelihood)
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)

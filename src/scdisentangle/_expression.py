@@ -1,0 +1,219 @@
+"""Decoded expression and what is computed from it: scvi-tools' methods, with our conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.model.base import RNASeqMixin, VAEMixin
+
+from ._errors import InputError
+from ._likelihoods import COUNT_LIKELIHOODS
+
+OVERDISPERSED = ("nb", "zinb")
+
+
+class ExpressionMixin(RNASeqMixin, VAEMixin):
+    """From codes to expression, likelihoods and differential expression.
+
+    Where cells are decoded in a batch of your choice (``transform_batch``), ``z_nio`` is replaced
+    by what stands for that batch, :attr:`DisentangleModule.nio_of_batch`.
+    """
+
+    def get_normalized_expression(
+        self, adata=None, indices=None, transform_batch=None, *args, **kwargs
+    ):
+        """Decoded expression, as by :meth:`scvi.model.SCVI.get_normalized_expression`.
+
+        For counts it is each gene's share of the cell's counts, times ``library_size``; for
+        ``gene_likelihood="mse"`` and ``"normal"`` it is on the scale that the encoder sees.
+
+        Parameters
+        ----------
+        adata, indices
+            As for :meth:`get_latent_representation`.
+        transform_batch
+            Batch to decode all cells in, with ``z_nio`` of that batch; a list of them, or
+            ``"all"``, to average over; ``None`` for each cell's own, with its own ``z_nio``.
+        *args, **kwargs
+            ``gene_list``, ``library_size`` (1, a number or ``"latent"``), ``n_samples``,
+            ``n_samples_overall``, ``weights``, ``batch_size``, ``return_mean``, ``return_numpy``,
+            ``silent``, ``dataloader`` and ``data_loader_kwargs``, as in scvi-tools. ``n_samples``
+            are draws from variational codes; others have one value.
+
+        Returns
+        -------
+        DataFrame of shape ``(n_cells, n_genes)``, or what ``n_samples`` and ``return_numpy`` make
+        of it in scvi-tools.
+
+        Raises
+        ------
+        InputError
+            If ``library_size`` is given for values that are not counts, or importance weights are
+            asked for where there is no posterior.
+        """
+        if kwargs.get("library_size", 1) not in (1, "latent"):
+            self._require_likelihood("library_size=", COUNT_LIKELIHOODS)
+        if kwargs.get("weights") == "importance":
+            self._require_likelihood("weights='importance'", OVERDISPERSED)
+            self._require_posterior("weights='importance'")
+        return super().get_normalized_expression(
+            adata, indices, self._batches(transform_batch), *args, **kwargs
+        )
+
+    def posterior_predictive_sample(self, adata=None, indices=None, transform_batch=None, **kwargs):
+        """Draws of new values for each cell, as by scvi-tools.
+
+        Parameters
+        ----------
+        adata, indices, transform_batch
+            As for :meth:`get_normalized_expression`.
+        **kwargs
+            ``n_samples``, ``gene_list``, ``batch_size``, ``dataloader``, ``silent``.
+
+        Returns
+        -------
+        Sparse array of shape ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)``.
+        """
+        return super().posterior_predictive_sample(
+            adata, indices, self._batches(transform_batch), **kwargs
+        )
+
+    def get_feature_correlation_matrix(self, *args, transform_batch=None, **kwargs):
+        """Correlation of genes over denoised draws, as by scvi-tools, for ``"nb"`` and ``"zinb"``.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As in scvi-tools.
+        transform_batch
+            As for :meth:`get_normalized_expression`.
+        """
+        self._require_likelihood("get_feature_correlation_matrix", OVERDISPERSED)
+        return super().get_feature_correlation_matrix(
+            *args, transform_batch=self._batches(transform_batch), **kwargs
+        )
+
+    def get_likelihood_parameters(self, *args, **kwargs) -> dict[str, np.ndarray]:
+        """Parameters of the likelihood in each cell, as by scvi-tools, for ``"nb"`` and ``"zinb"``.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As in scvi-tools.
+
+        Returns
+        -------
+        ``"mean"``, ``"dispersions"`` and, for ``"zinb"``, ``"dropout"``, each of shape
+        ``(n_cells, n_genes)``.
+        """
+        self._require_likelihood("get_likelihood_parameters", OVERDISPERSED)
+        return super().get_likelihood_parameters(*args, **kwargs)
+
+    def differential_expression(self, *args, mode: str = "vanilla", **kwargs):
+        """Compare groups of cells gene by gene, as by scvi-tools' method of this name.
+
+        For ``gene_likelihood="mse"`` and ``"normal"``, the change of ``mode="change"`` is the
+        difference of the decoded values, in log2 units where counts were log-normalised.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            ``groupby``, ``group1``, ``group2``, ``batch_correction``, ``delta``, … as in
+            scvi-tools.
+        mode
+            ``"vanilla"`` or ``"change"``.
+
+        Returns
+        -------
+        DataFrame with a row for each gene and comparison.
+        """
+        if mode == "change" and self.module.gene_likelihood not in COUNT_LIKELIHOODS:
+            unit = np.log(2) if self.module.log_normalize else 1.0
+
+            def change(x, y, pseudocounts=0.0):
+                return (x - y) / unit
+
+            kwargs = {"change_fn": change, "pseudocounts": 0.0, **kwargs}
+        return super().differential_expression(*args, mode=mode, **kwargs)
+
+    def get_elbo(self, *args, **kwargs):
+        """Evidence lower bound, as by scvi-tools; higher is better.
+
+        With a quantised ``z_nio``, of the likelihood given ``z_nio``.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As in scvi-tools.
+
+        Raises
+        ------
+        InputError
+            If the reconstruction term is no likelihood, or a code has no posterior.
+        """
+        self._require_elbo("get_elbo")
+        return super().get_elbo(*args, **{"inference_kwargs": {"n_samples": 1}, **kwargs})
+
+    def get_marginal_ll(self, *args, **kwargs):
+        """Marginal log-likelihood by importance sampling, as by scvi-tools; higher is better.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As in scvi-tools.
+
+        Raises
+        ------
+        InputError
+            If the reconstruction term is no likelihood, or a code has no posterior.
+        """
+        self._require_elbo("get_marginal_ll")
+        return super().get_marginal_ll(*args, **kwargs)
+
+    def get_aggregated_posterior(self, *args, **kwargs) -> torch.distributions.Distribution:
+        """Mixture of the cells' posteriors of ``z_bio``, as by scvi-tools.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As in scvi-tools.
+
+        Raises
+        ------
+        InputError
+            If ``z_bio`` has no posterior.
+        """
+        self._require_posterior("get_aggregated_posterior")
+        return super().get_aggregated_posterior(*args, **kwargs)
+
+    def _batches(self, transform_batch) -> Sequence | None:
+        if isinstance(transform_batch, str) and transform_batch == "all":
+            return list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+        return transform_batch
+
+    def _require_likelihood(self, what: str, likelihoods: Sequence[str]) -> None:
+        if (found := self.module.gene_likelihood) not in likelihoods:
+            raise InputError(
+                f"{what} is not defined for gene_likelihood='{found}', only for "
+                f"{', '.join(likelihoods)}."
+            )
+
+    def _require_posterior(self, what: str) -> None:
+        if self.module.encoder.bio_head.log_variance is None:
+            raise InputError(
+                f"{what} needs a posterior of z_bio, but z_bio is a point (kl_weight_bio=0). Train "
+                "a model with kl_weight_bio > 0; get_reconstruction_error works for any."
+            )
+
+    def _require_elbo(self, what: str) -> None:
+        self._require_likelihood(what, (*COUNT_LIKELIHOODS, "normal"))
+        self._require_posterior(what)
+        if self.module.nio_flow not in ("quantized", "variational"):
+            raise InputError(
+                f"{what} needs a posterior of z_nio too, but with nio_flow="
+                f"'{self.module.nio_flow}' it is a point. Take nio_flow='quantized' or "
+                "'variational'."
+            )

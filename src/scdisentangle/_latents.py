@@ -1,0 +1,163 @@
+"""The codes of cells, and what the classifier reads from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data._utils import _validate_adata_dataloader_input
+
+from ._errors import check_choice
+
+Representation = Literal["bio", "batch", "joint"]
+CODES = {"bio": ("bio",), "batch": ("nio",), "joint": ("bio", "nio")}
+
+
+class LatentMixin:
+    """From cells to codes."""
+
+    def _run_encoder(
+        self, adata, indices, batch_size, dataloader=None, n_samples=None, **data_loader_kwargs
+    ):
+        self._check_if_trained(warn=False)
+        _validate_adata_dataloader_input(self, adata, dataloader)
+        if dataloader is None:
+            adata = self._validate_anndata(adata)
+            dataloader = self._make_data_loader(
+                adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
+            )
+        for tensors in dataloader:
+            inputs = self.module._get_inference_input(tensors)
+            yield self.module.inference(**inputs, n_samples=n_samples)
+
+    @torch.inference_mode()
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        mc_samples: int = 1,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        dataloader=None,
+        representation: Representation = "bio",
+        **data_loader_kwargs,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """The code of each cell; the same for a cell whatever cells are beside it.
+
+        Parameters
+        ----------
+        adata
+            Data with the model's genes. ``None`` is the data that the model was made with.
+        indices
+            Cells to take, all if ``None``.
+        give_mean
+            Whether to take the mean of variational codes, or a draw from their posterior.
+        mc_samples
+            As in scvi-tools, for posteriors without a mean in closed form; ours have one.
+        batch_size
+            Cells in a minibatch, ``scvi.settings.batch_size`` if ``None``.
+        return_dist
+            Whether to return mean and variance of the posterior; the variance of a code that is
+            not variational is 0.
+        dataloader
+            Iterable of minibatches, in place of ``adata``.
+        representation
+            ``"bio"`` for ``z_bio``, ``"batch"`` for ``z_nio``, ``"joint"`` for both, side by side.
+        **data_loader_kwargs
+            Keyword arguments for the data loader.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent_bio)``, ``(n_cells, n_latent_nio)`` or
+        ``(n_cells, n_latent_bio + n_latent_nio)``, in the order of the cells asked for; two of
+        them with ``return_dist``.
+
+        Raises
+        ------
+        InputError
+            If the genes or the batches are not those of the model.
+        """
+        check_choice("representation", representation, CODES)
+        codes = CODES[representation]
+        means, variances = [], []
+        for outputs in self._run_encoder(
+            adata,
+            indices,
+            batch_size,
+            dataloader,
+            n_samples=None if give_mean or return_dist else 1,
+            **data_loader_kwargs,
+        ):
+            means.append(torch.cat([outputs[f"z_{code}"] for code in codes], dim=1).cpu())
+            if return_dist:
+                variances.append(torch.cat([_variance(outputs, code) for code in codes], 1).cpu())
+        mean = torch.cat(means).numpy()
+        return (mean, torch.cat(variances).numpy()) if return_dist else mean
+
+    @torch.inference_mode()
+    def get_batch_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """What stands for ``z_nio`` of each cell's batch: see ``DisentangleModule.nio_of_batch``.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for :meth:`get_latent_representation`.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent_nio)``, the same row for all cells of a batch.
+        """
+        adata = self._validate_anndata(adata)
+        loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
+        batch = torch.cat([tensors[REGISTRY_KEYS.BATCH_KEY] for tensors in loader])
+        return self.module.nio_of_batch.cpu().numpy()[batch.squeeze(-1).cpu().numpy()]
+
+    @torch.inference_mode()
+    def predict_batch(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        soft: bool = False,
+        batch_size: int | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """The batch of each cell as the classifier reads it from ``z_nio``.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for :meth:`get_latent_representation`.
+        soft
+            Whether to give a probability for every batch, instead of the likeliest batch.
+
+        Returns
+        -------
+        Array of ``n_cells`` batch names, or a DataFrame ``(n_cells, n_batch)`` if ``soft``.
+        """
+        adata = self._validate_anndata(adata)
+        probabilities = np.concatenate(
+            [
+                self.module.classifier(outputs["z_nio"]).softmax(dim=-1).cpu().numpy()
+                for outputs in self._run_encoder(adata, indices, batch_size)
+            ]
+        )
+        batches = np.asarray(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+        if not soft:
+            return batches[probabilities.argmax(axis=1)]
+        cells = adata.obs_names if indices is None else adata.obs_names[indices]
+        return pd.DataFrame(probabilities, index=cells, columns=batches)
+
+
+def _variance(outputs: dict, code: str) -> torch.Tensor:
+    posterior = outputs[f"q_{code}"]
+    return torch.zeros_like(outputs[f"z_{code}"]) if posterior is None else posterior.variance

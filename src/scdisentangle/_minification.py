@@ -1,0 +1,29 @@
+"""A model whose AnnData holds codes in place of counts."""
+
+from __future__ import annotations
+
+from anndata import AnnData
+from scvi.data.fields import ObsmField
+from scvi.model.base import BaseMinifiedModeModelClass
+
+from ._sampling import NIO_QZM_KEY, NIO_QZV_KEY
+
+
+class MinificationMixin(BaseMinifiedModeModelClass):
+    """``minify_adata`` of scvi-tools, which stores ``z_bio``, with ``z_nio`` beside it."""
+
+    _LATENT_QZM_KEY = "scvi_latent_qzm"
+    _LATENT_QZV_KEY = "scvi_latent_qzv"
+
+    @classmethod
+    def _get_fields_for_adata_minification(cls, minified_data_type: str) -> list:
+        nio = [ObsmField(key, f"scvi_{key}") for key in (NIO_QZM_KEY, NIO_QZV_KEY)]
+        return [*super()._get_fields_for_adata_minification(minified_data_type), *nio]
+
+    def _update_adata_and_manager_post_minification(
+        self, minified_adata: AnnData, minified_data_type: str
+    ) -> None:
+        codes = self.get_latent_representation(representation="batch", return_dist=True)
+        for key, code in zip((NIO_QZM_KEY, NIO_QZV_KEY), codes, strict=True):
+            minified_adata.obsm[f"scvi_{key}"] = code
+        super()._update_adata_and_manager_post_minification(minified_adata, minified_data_type)

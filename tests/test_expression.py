@@ -1,0 +1,312 @@
+"""Decoded expression, in any batch, and what scvi-tools computes from it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+from scipy.stats import nbinom, norm, poisson
+from scvi.criticism import PosteriorPredictiveCheck
+from sklearn.metrics import roc_auc_score
+
+from scdisentangle import DisentangleModel, InputError, data
+
+FLOWS = ("quantized", "detached", "variational", "free")
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return data.simulated(n_cells=200, n_genes=100, seed=0)
+
+
+def fit(adata, max_epochs=5, seed=0, **kwargs):
+    scvi.settings.seed = seed
+    adata = adata.copy()
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="celltype")
+    model = DisentangleModel(
+        adata, **{"n_hidden": 32, "n_latent_bio": 5, "n_latent_nio": 3, **kwargs}
+    )
+    model.train(max_epochs, enable_progress_bar=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(adata):
+    return fit(adata)
+
+
+@pytest.fixture(scope="module")
+def variational(adata):
+    return fit(adata, kl_weight_bio=0.5, nio_flow="variational")
+
+
+def test_shares_of_a_cell_sum_to_the_library_size_asked_for(model):
+    shares = model.get_normalized_expression()
+    assert isinstance(shares, pd.DataFrame)
+    assert list(shares.index) == list(model.adata.obs_names)
+    assert list(shares.columns) == list(model.adata.var_names)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.get_normalized_expression(library_size=1e4).sum(axis=1), 1e4, rtol=1e-5
+    )
+    observed = np.asarray(model.adata.X.sum(axis=1)).ravel()
+    np.testing.assert_allclose(
+        model.get_normalized_expression(library_size="latent").sum(axis=1), observed, rtol=1e-4
+    )
+
+
+def test_genes_cells_and_container_are_those_asked_for(model):
+    whole = model.get_normalized_expression()
+    genes, cells = ["gene_3", "gene_40"], [5, 2, 9]
+    part = model.get_normalized_expression(indices=cells, gene_list=genes)
+    pd.testing.assert_frame_equal(part, whole.iloc[cells][genes], rtol=1e-5)
+    assert isinstance(model.get_normalized_expression(return_numpy=True), np.ndarray)
+    several = model.get_normalized_expression(n_samples=3, return_mean=False, indices=cells)
+    assert several.shape == (3, 3, 100)
+
+
+@pytest.mark.parametrize("nio_flow", FLOWS)
+def test_a_batch_asked_for_is_decoded_with_its_own_z_nio(adata, nio_flow):
+    model = fit(adata, 20, nio_flow=nio_flow)
+    module = model.module
+    z_bio = torch.tensor(model.get_latent_representation())
+    z_nio = model.get_latent_representation(representation="batch")
+    names = list(model.adata.obs["batch"].cat.categories)
+    for code, name in enumerate(names):
+        stands_for = module.nio_of_batch[code].detach()
+        z = torch.cat([z_bio, stands_for.expand(len(z_bio), -1)], dim=1)
+        with torch.no_grad():
+            output, _ = module.decoder(z, torch.full((len(z), 1), code))
+        np.testing.assert_allclose(
+            model.get_normalized_expression(transform_batch=name),
+            output.softmax(dim=1).numpy(),
+            rtol=1e-4,
+            atol=1e-7,
+        )
+        if nio_flow in ("detached", "free"):
+            of_its_cells = z_nio[(model.adata.obs["batch"] == name).to_numpy()].mean(axis=0)
+            np.testing.assert_allclose(stands_for, of_its_cells, atol=0.1 * z_nio.std())
+
+
+def test_several_batches_are_averaged(model):
+    names = list(model.adata.obs["batch"].cat.categories)
+    each = [model.get_normalized_expression(transform_batch=name) for name in names]
+    assert not np.allclose(each[0], each[1], rtol=1e-2)
+    mean = sum(each) / len(each)
+    for asked in (names, "all"):
+        np.testing.assert_allclose(
+            model.get_normalized_expression(transform_batch=asked), mean, rtol=1e-4
+        )
+    with pytest.raises(ValueError, match="batch_9"):
+        model.get_normalized_expression(transform_batch="batch_9")
+
+
+def test_draws_of_a_variational_code_spread_and_average(variational):
+    draws = variational.get_normalized_expression(
+        n_samples=200, return_mean=False, indices=np.arange(5), transform_batch="batch_0"
+    )
+    assert draws.shape == (200, 5, 100)
+    assert (draws.std(axis=0) > 0).all()
+    mean, var = variational.get_latent_representation(return_dist=True)
+    assert (var > 0).all()
+    scvi.settings.seed = 0
+    drawn = np.stack([variational.get_latent_representation(give_mean=False) for _ in range(300)])
+    np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=6 * np.sqrt(var.max() / 300))
+    np.testing.assert_allclose(drawn.var(axis=0).mean(), var.mean(), rtol=0.05)
+
+
+def test_a_point_has_no_variance(model):
+    mean, var = model.get_latent_representation(return_dist=True)
+    np.testing.assert_array_equal(mean, model.get_latent_representation(give_mean=False))
+    assert (var == 0).all()
+
+
+def test_the_code_of_a_batch_is_one_row(model):
+    codes = model.get_batch_representation()
+    batch = model.adata.obs["batch"].to_numpy()
+    assert codes.shape == (200, 3)
+    assert len(np.unique(codes, axis=0)) == 3
+    for name in np.unique(batch):
+        assert len(np.unique(codes[batch == name], axis=0)) == 1
+
+
+def test_counterfactual_expression_is_close_to_the_truth(adata):
+    model = fit(data.simulated(n_cells=900, n_genes=200, seed=0), 40, n_hidden=128, n_latent_bio=30)
+    simulated = model.adata
+    rho, beta = simulated.layers["truth"], np.asarray(simulated.varm["batch_effect"])
+    for code in range(3):
+        truth = rho * np.exp(beta[:, code])
+        truth /= truth.sum(axis=1, keepdims=True)
+        decoded = model.get_normalized_expression(
+            transform_batch=f"batch_{code}", return_numpy=True
+        )
+        elsewhere = (simulated.obs["batch"] != f"batch_{code}").to_numpy()
+        logs = np.log(decoded[elsewhere]), np.log(truth[elsewhere])
+        assert np.corrcoef(logs[0].ravel(), logs[1].ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("mode", ["vanilla", "change"])
+@pytest.mark.parametrize("likelihood", ["nb", "mse"])
+def test_differential_expression_finds_the_markers(mode, likelihood):
+    simulated = data.simulated(n_cells=600, n_genes=100, seed=0, marker_log_fold_change=2.0)
+    model = fit(simulated, 60, gene_likelihood=likelihood, n_hidden=128, n_latent_bio=20)
+    table = model.differential_expression(
+        groupby="celltype", group1="type_1", mode=mode, batch_correction=True, silent=True
+    )
+    found = table.loc[simulated.var_names]
+    score = found["bayes_factor"] if mode == "vanilla" else found["lfc_mean"]
+    assert np.isfinite(score).all()
+    assert roc_auc_score(simulated.var["marker_of"] == "type_1", score) > 0.95
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "normal", "mse"])
+def test_samples_have_the_mean_of_the_likelihood(adata, likelihood):
+    model = fit(adata, gene_likelihood=likelihood)
+    scvi.settings.seed = 0
+    cells = np.arange(20)
+    drawn = model.posterior_predictive_sample(indices=cells, n_samples=400).todense()
+    assert drawn.shape == (20, 100, 400)
+    expected = model.get_normalized_expression(indices=cells, library_size="latent")
+    if likelihood == "zinb":
+        present = 1 - model.get_likelihood_parameters(indices=cells)["dropout"]
+        expected = expected * present
+    error = np.abs(drawn.mean(axis=2) - expected.to_numpy())
+    standard_error = drawn.std(axis=2) / 20 + 0.01
+    assert (error < 6 * standard_error).all()
+
+
+def test_samples_of_one_batch_and_some_genes(model):
+    drawn = model.posterior_predictive_sample(
+        indices=np.arange(7), gene_list=["gene_1", "gene_2"], transform_batch="batch_1"
+    )
+    assert drawn.shape == (7, 2)
+
+
+def test_posterior_predictive_checks_of_scvi_tools_run(model):
+    adata = model.adata.copy()
+    adata.X = adata.X.toarray()
+    check = PosteriorPredictiveCheck(adata, {"ours": model}, n_samples=3)
+    check.coefficient_of_variation("features")
+    check.zero_fraction()
+    metrics = check.metrics
+    assert set(metrics) >= {"cv_gene", "zero_fraction"}
+    zeros = metrics["zero_fraction"]
+    assert np.corrcoef(zeros["ours"], zeros["Raw"])[0, 1] > 0.8
+
+
+def test_likelihood_parameters_are_those_of_the_decoder(model):
+    found = model.get_likelihood_parameters()
+    np.testing.assert_allclose(
+        found["mean"], model.get_normalized_expression(library_size="latent"), rtol=1e-4
+    )
+    theta = model.module.log_dispersion.detach().exp().numpy()
+    np.testing.assert_allclose(found["dispersions"], np.tile(theta, (200, 1)), rtol=1e-5)
+
+
+def test_feature_correlation_is_a_correlation(model):
+    found = model.get_feature_correlation_matrix(n_samples=2, transform_batch="all")
+    assert found.shape == (100, 100)
+    np.testing.assert_allclose(np.diag(found), 1)
+    np.testing.assert_allclose(found, found.T, atol=1e-12)
+    assert (found.abs() <= 1 + 1e-12).all(axis=None)
+
+
+def log_likelihood(model, likelihood):
+    mean = model.get_normalized_expression(library_size="latent", return_numpy=True)
+    values = model.adata.X.toarray()
+    dispersion = model.module.log_dispersion.detach().exp().numpy()
+    if likelihood == "nb":
+        return nbinom.logpmf(values, dispersion, dispersion / (dispersion + mean)).sum(axis=1)
+    if likelihood == "poisson":
+        return poisson.logpmf(values, mean).sum(axis=1)
+    target = model.module.target_sum.item()
+    seen = np.log1p(values / values.sum(axis=1, keepdims=True) * target)
+    return norm.logpdf(seen, mean, dispersion).sum(axis=1)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson", "normal"])
+def test_reconstruction_error_is_the_negative_log_likelihood(adata, likelihood):
+    model = fit(adata, gene_likelihood=likelihood)
+    error = model.get_reconstruction_error(return_mean=False)["reconstruction_loss"]
+    np.testing.assert_allclose(error, -log_likelihood(model, likelihood), rtol=1e-4)
+
+
+def test_elbo_is_below_the_marginal_likelihood(variational):
+    scvi.settings.seed = 0
+    elbo = np.mean([variational.get_elbo().item() for _ in range(20)])
+    loose, tight = (
+        variational.get_marginal_ll(n_mc_samples=n, n_mc_samples_per_pass=50) for n in (1, 500)
+    )
+    assert elbo == pytest.approx(loose, rel=0.01)
+    assert elbo < tight
+    each = variational.get_marginal_ll(n_mc_samples=2, return_mean=False)
+    assert each.shape == (200,)
+
+
+def test_elbo_is_reconstruction_and_divergence(variational):
+    mean, var = (
+        torch.tensor(x)
+        for x in variational.get_latent_representation(representation="joint", return_dist=True)
+    )
+    module = variational.module
+    batch = variational.adata.obs["batch"].cat.codes.to_numpy().copy()
+    prior_mean = torch.cat([torch.zeros(200, 5), module.prior_nio_mean.detach()[batch]], dim=1)
+    prior_sd = torch.cat([torch.ones(200, 5), module.prior_nio_log_scale.detach().exp()[batch]], 1)
+    ratio = var / prior_sd**2
+    kl = 0.5 * (ratio + ((mean - prior_mean) / prior_sd) ** 2 - 1 - ratio.log()).sum(dim=1)
+    scvi.settings.seed = 0
+    error = np.mean(
+        [
+            variational.get_reconstruction_error(inference_kwargs={"n_samples": 1})[
+                "reconstruction_loss"
+            ].item()
+            for _ in range(30)
+        ]
+    )
+    elbo = np.mean([variational.get_elbo().item() for _ in range(30)])
+    assert elbo == pytest.approx(-error - kl.mean().item(), rel=2e-3)
+
+
+def test_importance_weights_need_a_posterior(model, variational):
+    options = {"n_samples_overall": 50, "weights": "importance", "indices": np.arange(20)}
+    expression = variational.get_normalized_expression(
+        **options, return_numpy=True, n_mc_samples=5, n_mc_samples_per_pass=5
+    )
+    assert expression.shape == (50, 100)
+    np.testing.assert_allclose(expression.sum(axis=1), 1, rtol=1e-5)
+    with pytest.raises(InputError, match="kl_weight_bio"):
+        model.get_normalized_expression(**options)
+
+
+@pytest.mark.parametrize("what", ["get_elbo", "get_marginal_ll", "get_aggregated_posterior"])
+def test_what_needs_a_posterior_says_so(model, what):
+    with pytest.raises(InputError, match=f"{what}.*kl_weight_bio > 0"):
+        getattr(model, what)()
+
+
+def test_what_needs_a_likelihood_says_so(adata):
+    model = fit(adata, 1, gene_likelihood="mse", kl_weight_bio=0.1)
+    for call in (
+        model.get_elbo,
+        model.get_marginal_ll,
+        model.get_likelihood_parameters,
+        model.get_feature_correlation_matrix,
+        lambda: model.get_normalized_expression(library_size=1e4),
+    ):
+        with pytest.raises(InputError, match="gene_likelihood='mse'"):
+            call()
+    free = fit(adata, 1, nio_flow="free", kl_weight_bio=0.1)
+    with pytest.raises(InputError, match="nio_flow='free'"):
+        free.get_elbo()
+
+
+def test_differential_abundance_of_a_variational_model(variational):
+    variational.differential_abundance(sample_key="batch")
+    table = variational.adata.obsm["da_log_probs"]
+    assert table.shape == (200, 3)
+    assert np.isfinite(table.to_numpy()).all()
+
+
+def test_observed_library_sizes(model):
+    found = model.get_latent_library_size(give_mean=False)
+    np.testing.assert_allclose(found, model.adata.X.sum(axis=1), rtol=1e-5)
