@@ -19,6 +19,7 @@ from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from ._minification import MinificationMixin
 from ._module import DisentangleModule
 from ._registration import RegistrationMixin
+from ._saving import SavingMixin
 from ._training_plan import DisentangleTrainingPlan
 from .objectives import ObjectiveSpec
 
@@ -28,6 +29,7 @@ MIN_CELLS_TO_VALIDATE = 30
 
 class DisentangleModel(
     RegistrationMixin,
+    SavingMixin,
     LatentMixin,
     ExpressionMixin,
     UnsupervisedTrainingMixin,

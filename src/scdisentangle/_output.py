@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ._aside import aside, flush
 
 ADATA = "adata.h5ad"
 MODEL = "model"
@@ -24,8 +25,13 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     ------
     OSError
         If it exists and `overwrite` is off, or holds other things than results, or its parent
-        does not exist.
+        does not exist, or it is a symbolic link.
     """
+    if folder.is_symlink():
+        raise FileExistsError(
+            f"{folder} is a symbolic link, and is not followed: name the folder that is meant, or "
+            "another, with -o"
+        )
     if not folder.exists():
         if not folder.absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder {folder.parent} to write {folder.name} in")
@@ -47,16 +53,19 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
 def complete_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder beside `folder` that takes its place at the end, or vanishes on failure."""
     folder = folder.absolute()
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial, replaced = aside(folder), aside(folder, "replaced")
     partial.mkdir()
     try:
         yield partial
+        flush(partial)
         if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
             folder.rename(replaced)
+        try:
             partial.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

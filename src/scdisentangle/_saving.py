@@ -1,0 +1,213 @@
+"""Saving that leaves no half of a model, and loading that runs no code of the file."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from anndata import AnnData
+from scvi.data._download import _download
+from scvi.model.base._constants import SAVE_KEYS
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from ._aside import aside, flush
+from ._errors import InputError, name_some
+
+FILE_FORMAT = 1
+"""Raised when a file of today could not be read by the package of yesterday."""
+
+_NEEDED = {
+    "builtins": ("bytes", "dict", "list", "set", "slice", "tuple"),
+    "collections": ("OrderedDict", "defaultdict"),
+    "numpy": ("dtype", "ndarray"),
+    "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    "pandas": ("DataFrame", "Index", "RangeIndex", "StringDtype"),
+    "pandas._libs.internals": ("_unpickle_block",),
+    "pandas.arrays": ("ArrowStringArray", "StringArray"),
+    "pandas.core.arrays.string_": ("StringDtype",),
+    "pandas.core.frame": ("DataFrame",),
+    "pandas.core.indexes.base": ("Index", "_new_Index"),
+    "pandas.core.indexes.range": ("RangeIndex",),
+    "pandas.core.internals.managers": ("BlockManager",),
+    "pyarrow.lib": ("_restore_array", "py_buffer", "type_for_alias"),
+}
+"""What a model file is made of besides tensors: arrays, and the history's tables."""
+
+
+class SavingMixin:
+    """``save`` and ``load`` of scvi-tools, made safe against accidents and strangers' files."""
+
+    file_format_ = FILE_FORMAT
+
+    def save(
+        self,
+        dir_path: str | Path,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        **kwargs,
+    ) -> None:
+        """Save the model to a folder; each file appears there when it is complete.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to write, made if it does not exist.
+        prefix
+            Put before the names of the files, to keep several models in one folder.
+        overwrite
+            Whether to replace files of an earlier save in a folder that exists.
+        save_anndata
+            Whether to save the data too.
+        **kwargs
+            Further arguments of scvi-tools' ``save``.
+
+        Raises
+        ------
+        InputError
+            If the folder exists and ``overwrite`` is off, or is a symbolic link.
+        OSError
+            If it cannot be written, as on a full disk. What was there before is untouched.
+        """
+        folder = Path(dir_path).absolute()
+        check_no_link(folder)
+        if folder.exists() and not overwrite:
+            raise InputError(
+                f"{folder} already exists. Choose another folder, or pass overwrite=True."
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = aside(folder)
+        try:
+            super().save(str(partial), prefix=prefix, save_anndata=save_anndata, **kwargs)
+            flush(partial)
+            _put_in_place(partial, folder, overwrite)
+        except RuntimeError as error:
+            raise OSError(f"{folder} could not be written: {error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | bool | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+        **kwargs,
+    ):
+        """Load a model that was saved. A file that could run code is refused, not loaded.
+
+        Parameters
+        ----------
+        dir_path
+            Folder of the model.
+        adata
+            Data for the model; ``None`` takes those that were saved with it, ``False`` none.
+        accelerator, device
+            Where to load the model to.
+        prefix
+            As it was saved with.
+        backup_url
+            Where to fetch the file from if the folder lacks it.
+        **kwargs
+            Further arguments of scvi-tools' ``load``.
+
+        Returns
+        -------
+        The model, ready for use.
+
+        Raises
+        ------
+        InputError
+            If there is no model in the folder, the file is damaged, holds code, is of another class
+            or of a newer version of this package; or if the data do not suit the model.
+        """
+        file_name = f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
+        _download(backup_url, str(dir_path), file_name)
+        path = Path(dir_path) / file_name
+        check_model_file(path, cls.__name__)
+        try:
+            return super().load(
+                str(dir_path),
+                adata,
+                accelerator=accelerator,
+                device=device,
+                prefix=prefix,
+                **kwargs,
+            )
+        except (RuntimeError, OSError) as error:
+            raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
+
+    @classmethod
+    def load_registry(cls, dir_path: str | Path, prefix: str | None = None) -> dict:
+        """The registry of a saved model, under the same checks as :meth:`load`.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As for :meth:`load`.
+        """
+        check_model_file(Path(dir_path) / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}", cls.__name__)
+        return super().load_registry(str(dir_path), prefix)
+
+
+def check_no_link(folder: Path) -> None:
+    """Raise :class:`InputError` if a folder to write is a symbolic link."""
+    if folder.is_symlink():
+        raise InputError(
+            f"{folder} is a symbolic link, and is not followed: give the folder that is meant, "
+            f"{folder.resolve()}, or another."
+        )
+
+
+def check_model_file(path: Path, class_name: str) -> None:
+    """Check a model file without running what it may hold.
+
+    Raises
+    ------
+    InputError
+        If it is missing or damaged, asks for what no model needs, is of another class, or newer.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no model file {path}. Name the folder that save() wrote.")
+    try:
+        asked = set(get_unsafe_globals_in_checkpoint(path))
+    except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{path} is not a model file, or is cut short or damaged: {error}. Save it again, or "
+            "take it again from where it came."
+        ) from error
+    needed = {f"{module}.{name}" for module, names in _NEEDED.items() for name in names}
+    if strange := sorted(asked - needed):
+        raise InputError(
+            f"{path} is not loaded: it asks for {name_some(strange)}, which no model needs and "
+            "which may run code of whoever wrote the file."
+        )
+    content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    attributes = content.get(SAVE_KEYS.ATTR_DICT_KEY) if isinstance(content, dict) else None
+    registry = attributes.get("registry_") if isinstance(attributes, dict) else None
+    if not isinstance(registry, dict):
+        raise InputError(f"{path} is no model of scvi-tools: it holds no registry.")
+    if (found := registry.get("model_name")) != class_name:
+        raise InputError(f"{path} is a {found}, not a {class_name}: load it with that class.")
+    if (written := attributes.get("file_format_", 1)) > FILE_FORMAT:
+        raise InputError(
+            f"{path} was written by a newer version of scdisentangle (file format {written}; this "
+            f"version reads up to {FILE_FORMAT}). Update the package to load it."
+        )
+
+
+def _put_in_place(partial: Path, folder: Path, overwrite: bool) -> None:
+    try:
+        partial.rename(folder)
+    except OSError as error:
+        if not overwrite:
+            raise InputError(f"{folder} already exists: another process saved there.") from error
+        if not folder.is_dir():
+            raise
+        for file in partial.iterdir():
+            file.replace(folder / file.name)

@@ -1,0 +1,243 @@
+"""Files and folders: complete or absent, never followed, never run."""
+
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from scdisentangle import DisentangleModel, InputError, _saving, data
+
+
+@pytest.fixture(scope="module")
+def model():
+    adata = data.simulated(n_cells=60, n_genes=30, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="celltype")
+    model = DisentangleModel(adata, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    return model
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model.save(tmp_path / "model", save_anndata=True)
+    return tmp_path / "model"
+
+
+def codes(model):
+    return model.get_latent_representation()
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["with a space", "Zellen-µ-細胞", "a.b"])
+def test_any_name_of_a_folder(model, tmp_path, name):
+    model.save(tmp_path / "new" / name, save_anndata=True)
+    assert files(tmp_path / "new") == [name]
+    assert files(tmp_path / "new" / name) == ["adata.h5ad", "model.pt"]
+    np.testing.assert_allclose(codes(DisentangleModel.load(tmp_path / "new" / name)), codes(model))
+    assert DisentangleModel.load_registry(tmp_path / "new" / name)["model_name"]
+
+
+def test_two_models_in_one_folder_by_prefix(model, tmp_path):
+    model.save(tmp_path / "models", prefix="a_")
+    model.save(tmp_path / "models", prefix="b_", overwrite=True)
+    assert files(tmp_path / "models") == ["a_model.pt", "b_model.pt"]
+    loaded = DisentangleModel.load(tmp_path / "models", model.adata.copy(), prefix="b_")
+    np.testing.assert_allclose(codes(loaded), codes(model))
+
+
+def test_an_existing_folder_is_left_as_it_is(model, saved):
+    before = (saved / "model.pt").read_bytes()
+    with pytest.raises(InputError, match=r"already exists.*overwrite=True"):
+        model.save(saved)
+    assert (saved / "model.pt").read_bytes() == before
+
+
+def test_overwriting_spares_other_files(model, saved):
+    (saved / "notes.txt").write_text("mine")
+    model.save(saved, overwrite=True)
+    assert files(saved) == ["adata.h5ad", "model.pt", "notes.txt"]
+    assert files(saved.parent) == ["model"]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_link_is_not_followed(model, tmp_path, overwrite):
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(InputError, match="symbolic link.*elsewhere"):
+        model.save(tmp_path / "link", overwrite=overwrite)
+    assert files(target) == []
+
+
+def test_a_link_inside_the_folder_is_replaced_and_not_written_through(model, saved):
+    precious = saved.parent / "precious.txt"
+    precious.write_text("thesis")
+    (saved / "model.pt").unlink()
+    (saved / "model.pt").symlink_to(precious)
+    model.save(saved, overwrite=True)
+    assert precious.read_text() == "thesis"
+    assert not (saved / "model.pt").is_symlink()
+
+
+SAVE_WITHOUT_SPACE = """
+import resource, signal, sys, torch
+from scdisentangle import DisentangleModel
+model = DisentangleModel.load(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    model.save(sys.argv[1], overwrite=True, save_anndata=sys.argv[2] == "data")
+except OSError as error:
+    print("OSError:", error)
+"""
+
+
+@pytest.mark.parametrize("what", ["data", "model"])
+def test_no_space_is_an_error_and_leaves_the_old_files(model, saved, what):
+    """A limit on the size of files, which the system enforces, stands for the full disk."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert min(map(len, before.values())) > 20_000
+    done = subprocess.run(
+        [sys.executable, "-c", SAVE_WITHOUT_SPACE, str(saved), what],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "OSError:" in done.stdout, done.stderr
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert files(saved.parent) == ["model"]
+
+
+SAVE_AND_DIE = """
+import os, signal, sys
+from scdisentangle import DisentangleModel, _saving
+model = DisentangleModel.load(sys.argv[1])
+_saving.flush = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+model.save(sys.argv[1], overwrite=True, save_anndata=True)
+"""
+
+
+def test_killed_while_saving(model, saved):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    done = subprocess.run([sys.executable, "-c", SAVE_AND_DIE, str(saved)], check=False)
+    assert done.returncode == -9
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    model.save(saved, overwrite=True)
+    np.testing.assert_allclose(codes(DisentangleModel.load(saved)), codes(model))
+
+
+def test_many_that_save_to_one_place_leave_a_whole_model(model, tmp_path):
+    def save(_):
+        try:
+            model.save(tmp_path / "model", overwrite=True)
+            return None
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(save, range(24))) == [None] * 24
+    assert files(tmp_path) == ["model"]
+    loaded = DisentangleModel.load(tmp_path / "model", model.adata.copy())
+    np.testing.assert_allclose(codes(loaded), codes(model))
+
+
+def test_of_two_that_create_a_folder_one_is_told(model, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+
+    def overtaken(path):
+        folder.mkdir()
+        (folder / "model.pt").write_text("of the other")
+
+    monkeypatch.setattr(_saving, "flush", overtaken)
+    with pytest.raises(InputError, match="another process"):
+        model.save(folder)
+    assert (folder / "model.pt").read_text() == "of the other"
+    assert files(tmp_path) == ["model"]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("echo > $EVIL_MARK",)
+
+
+def with_content(saved, change):
+    content = torch.load(saved / "model.pt", weights_only=False)
+    change(content)
+    torch.save(content, saved / "model.pt")
+
+
+@pytest.mark.parametrize("where", ["top", "state", "attributes", "plain pickle"])
+def test_code_in_a_file_is_not_run(saved, tmp_path, monkeypatch, where):
+    mark = tmp_path / "ran"
+    monkeypatch.setenv("EVIL_MARK", str(mark))
+    if where == "plain pickle":
+        (saved / "model.pt").write_bytes(pickle.dumps(Evil()))
+    else:
+        into = {"top": (), "state": ("model_state_dict",), "attributes": ("attr_dict",)}[where]
+
+        def change(content):
+            for key in into:
+                content = content[key]
+            content["evil"] = Evil()
+
+        with_content(saved, change)
+    for load in (DisentangleModel.load, DisentangleModel.load_registry):
+        with pytest.raises(InputError, match=r"system.*may run code|is not a model file"):
+            load(saved)
+    assert not mark.exists()
+    if where != "plain pickle":
+        torch.load(saved / "model.pt", weights_only=False)
+        assert mark.exists()  # the file was able to
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_file_cut_short(saved, share):
+    whole = (saved / "model.pt").read_bytes()
+    (saved / "model.pt").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"model\.pt is not a model file, or is cut short"):
+        DisentangleModel.load(saved)
+
+
+def test_data_cut_short(saved):
+    whole = (saved / "adata.h5ad").read_bytes()
+    (saved / "adata.h5ad").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        DisentangleModel.load(saved)
+
+
+@pytest.mark.parametrize("content", [{"a": torch.ones(2)}, torch.ones(3), {"attr_dict": {}}])
+def test_a_file_of_something_else(saved, content):
+    torch.save(content, saved / "model.pt")
+    with pytest.raises(InputError, match="no model of scvi-tools"):
+        DisentangleModel.load(saved)
+
+
+def test_a_model_of_another_class(saved):
+    with_content(saved, lambda c: c["attr_dict"]["registry_"].update(model_name="SCVI"))
+    with pytest.raises(InputError, match="is a SCVI, not a DisentangleModel"):
+        DisentangleModel.load(saved)
+
+
+def test_a_file_of_a_newer_version(saved):
+    with_content(saved, lambda c: c["attr_dict"].update(file_format_=2))
+    with pytest.raises(InputError, match=r"newer version.*file format 2.*Update"):
+        DisentangleModel.load(saved)
+
+
+def test_weights_that_do_not_fit(saved):
+    with_content(saved, lambda c: c["model_state_dict"].pop("log_dispersion"))
+    with pytest.raises(InputError, match=r"(?s)cannot be loaded.*log_dispersion"):
+        DisentangleModel.load(saved)
+
+
+def test_no_model_there(tmp_path):
+    with pytest.raises(InputError, match=r"no model file.*nothing.*save\(\)"):
+        DisentangleModel.load(tmp_path / "nothing", adata=False)
