@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -29,14 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit code: 0 when all is done, 2 after an error that is the input's, 130 when interrupted.
+    Exit code: 0 when all is done, 2 after an error that is the input's, 130 when interrupted, 143
+    when terminated.
     """
     arguments = _parser().parse_args(argv)
     try:
         _check(arguments)
         from ._integrate import integrate
 
-        integrate(arguments)
+        with _sigterm_cleans_up():
+            integrate(arguments)
     except EXPECTED_FAILURES as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
@@ -44,7 +49,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"error: interrupted, {arguments.out} was not written", file=sys.stderr)
         return 130
+    except _Terminated:
+        print(f"error: terminated, {arguments.out} was not written", file=sys.stderr)
+        return 143
     return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM: passes every handler of errors on its way, and every clean-up."""
+
+
+@contextmanager
+def _sigterm_cleans_up() -> Iterator[None]:
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # signals are not ours there
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Mapping
+from os import PathLike
 
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
@@ -14,6 +15,7 @@ from scvi.model.base import UnsupervisedTrainingMixin
 from . import _validation
 from ._errors import NonFiniteError, check_options
 from ._expression import ExpressionMixin
+from ._interruption import exit_as_asked, resume_arguments
 from ._latents import LatentMixin
 from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from ._minification import MinificationMixin
@@ -202,6 +204,7 @@ class DisentangleModel(
         train_size: float | None = None,
         batch_size: int = 128,
         plan_kwargs: Mapping | None = None,
+        checkpoint: str | PathLike | None = None,
         **kwargs,
     ):
         """Train the model, with a progress bar; :attr:`history` then holds every term.
@@ -219,6 +222,9 @@ class DisentangleModel(
             Cells in a minibatch.
         plan_kwargs
             Options of :class:`~scdisentangle.DisentangleTrainingPlan`: noise, warm-up, ``lr``, …
+        checkpoint
+            File to write the state of training to as each epoch begins. Where it exists, training
+            goes on from it: after a kill, the same call in a new process ends as it would have.
         **kwargs
             What scvi-tools' models take: ``validation_size``, ``shuffle_set_split``,
             ``early_stopping``, ``datasplitter_kwargs``, ``datamodule``, ``enable_checkpointing``,
@@ -227,7 +233,7 @@ class DisentangleModel(
         Raises
         ------
         InputError
-            If an option is unknown.
+            If an option is unknown, or the checkpoint is of another run.
         NonFiniteError
             If the loss or a gradient becomes NaN or infinite; the last good weights are kept.
         """
@@ -245,17 +251,22 @@ class DisentangleModel(
                 )
             if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
                 kwargs.setdefault("check_val_every_n_epoch", 1)
+        if checkpoint is not None:
+            run = f"{max_epochs} epochs, {dict(self.summary_stats)}, {self.init_params_}, "
+            run += f"plan_kwargs={dict(plan_kwargs or {})}"
+            kwargs.update(resume_arguments(checkpoint, run, kwargs.get("callbacks")))
         self.module.train()
         try:
-            return super().train(
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
-                train_size=train_size,
-                batch_size=batch_size,
-                plan_kwargs=dict(plan_kwargs or {}),
-                **{"inference_mode": False, **kwargs},
-            )
+            with exit_as_asked():
+                return super().train(
+                    max_epochs=max_epochs,
+                    accelerator=accelerator,
+                    devices=devices,
+                    train_size=train_size,
+                    batch_size=batch_size,
+                    plan_kwargs=dict(plan_kwargs or {}),
+                    **{"inference_mode": False, **kwargs},
+                )
         except NonFiniteError:
             self.module.eval()
             self.is_trained_ = True

@@ -1,0 +1,139 @@
+"""What happens to training when the process is told to stop, or is killed and starts again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGTERM
+
+import pandas as pd
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from ._aside import aside, flush
+from ._errors import InputError
+
+
+@contextmanager
+def exit_as_asked() -> Iterator[None]:
+    """Undo what Lightning makes of an interruption: an exit of the interpreter, without a reason.
+
+    Ctrl-C is a ``KeyboardInterrupt`` again, and SIGTERM exits with 143, as a shell expects.
+    """
+    try:
+        yield
+    except SIGTERMException as stop:
+        raise SystemExit(128 + SIGTERM) from stop
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
+class Resuming(Callback):
+    """Writes the state of training when an epoch begins, the second at first, and goes on there.
+
+    Weights, optimisers, the epoch, the history and the state of the random numbers: a run that goes
+    on gives what one that was not interrupted gives.
+
+    Parameters
+    ----------
+    path
+        File of the state. Each write replaces the one before when it is complete.
+    run
+        What the run is of; only a run of the same goes on.
+    """
+
+    def __init__(self, path: Path, run: str):
+        self.path, self.run = path, run
+        self.restored: dict | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, unless it was just read or there is nothing to lose yet."""
+        if self.restored is not None:
+            _set_history(trainer, self.restored["history"])
+            self.restored = None
+            return
+        if trainer.current_epoch == 0:
+            return
+        partial = aside(self.path)
+        try:
+            trainer.save_checkpoint(partial)
+            flush(partial)
+            partial.replace(self.path)
+        except RuntimeError as error:
+            raise OSError(f"{self.path} could not be written: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict):
+        """Add what Lightning leaves out, and say that no minibatch of this epoch is done."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = False
+        progress["current"] = dict.fromkeys(progress["current"], 0)
+        checkpoint["scdisentangle"] = {
+            "run": self.run,
+            "random": _random_state(),
+            "history": {
+                name: (table.index.name, table.index.tolist(), table[name].astype(float).tolist())
+                for name, table in trainer.logger.history.items()
+            },
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict):
+        """Take what was added. The order of the cells is drawn next."""
+        self.restored = checkpoint["scdisentangle"]
+        _set_random_state(self.restored["random"])
+
+
+def resume_arguments(path: str | os.PathLike, run: str, callbacks: list[Callback] | None) -> dict:
+    """Arguments of the trainer that write the state of training, and go on from it if there is any.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or is of another run.
+    """
+    path = Path(path).absolute()
+    arguments: dict = {"callbacks": [*(callbacks or []), Resuming(path, run)]}
+    if path.exists():
+        try:
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            found = state["scdisentangle"]["run"]
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is not the state of a training that can be gone on with: {error}"
+            ) from error
+        if found != run:
+            raise InputError(
+                f"{path} is of another run ({found}) than this one ({run}). Remove it to start "
+                "anew, or name another file."
+            )
+        arguments["ckpt_path"] = str(path)
+    elif not path.parent.is_dir():
+        raise InputError(f"There is no folder {path.parent} to write {path.name} in.")
+    return arguments
+
+
+def _random_state() -> dict:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def _set_history(trainer: Trainer, history: dict) -> None:
+    trainer.logger.experiment.data.update(
+        {
+            name: pd.DataFrame({name: values}, index=pd.Index(index, name=index_name))
+            for name, (index_name, index, values) in history.items()
+        }
+    )
