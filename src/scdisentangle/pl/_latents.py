@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from scdisentangle._errors import InputError
 from scdisentangle.tl._checks import check_obs, check_obsm
-from scdisentangle.tl._umap import umap_coordinates
+from scdisentangle.tl._umap import has_neighbourhoods, umap_coordinates
 
 from ._finish import finish
 from ._palette import MISSING, category_colors, is_continuous
@@ -40,7 +40,8 @@ def latents(
 
     Before and after: one column for each code, one row for each key of `color`. The layout is read
     from ``adata.obsm[f"{use_rep}_umap"]`` where :func:`scdisentangle.tl.umap` has put it, and
-    computed otherwise.
+    computed otherwise. A code with too few distinct values for a UMAP, as a quantised z_nio has, is
+    drawn as one cloud for each value; where the clouds lie means nothing.
 
     Parameters
     ----------
@@ -94,16 +95,23 @@ def latents(
     for column, (key, title) in enumerate(titles.items()):
         stored = adata.obsm.get(f"{key}_umap")
         layout = umap_coordinates(adata.obsm[key], seed=seed) if stored is None else stored
+        across, up = _axis_names(np.asarray(adata.obsm[key]))
         for row, name in enumerate(colors):
             panel = axes[row, column]
             _scatter(panel, adata, name, np.asarray(layout), order, size)
             panel.set_title(title if row == 0 else "")
-            panel.set_xlabel("UMAP 1" if row == len(colors) - 1 else "")
-            panel.set_ylabel("UMAP 2" if column == 0 else "")
+            panel.set_xlabel(across if row == len(colors) - 1 else "")
+            panel.set_ylabel(up if column == 0 else "")
     for row, name in enumerate(colors):
         _explain_colors(axes[row], adata, name)
     finish(axes[0, 0].figure, show=show, save=save)
     return axes
+
+
+def _axis_names(code: np.ndarray) -> tuple[str, str]:
+    if has_neighbourhoods(code):
+        return "UMAP 1", "UMAP 2"
+    return "one cloud for each value", ""
 
 
 def _titles(

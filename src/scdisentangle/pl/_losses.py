@@ -130,7 +130,7 @@ def _draw(ax: Axes, title: str, lines: Mapping[str, pd.Series]) -> None:
             linewidth=1.5,
         )
     combined = title in (_WEIGHTED, _WEIGHTS)
-    if combined:
+    if title == _WEIGHTED:
         ax.set_yscale("symlog", linthresh=1.0)
     ax.set_title(title, fontsize="medium")
     ax.set_xlabel("epoch")

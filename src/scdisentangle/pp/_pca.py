@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import anndata as ad
+import numpy as np
 import scanpy as sc
 
 from ._threads import threads_kept
 from ._values import log_expression
 
 
-@threads_kept()
 def pca(
     adata: ad.AnnData,
     n_comps: int = 30,
@@ -40,9 +40,17 @@ def pca(
     InputError
         If the layer is missing or values are not finite.
     """
+    adata.obsm[key_added] = components(adata, n_comps, layer, seed=seed)
+
+
+@threads_kept()
+def components(
+    adata: ad.AnnData, n_comps: int = 30, layer: str | None = None, *, seed: int = 0
+) -> np.ndarray:
+    """What :func:`pca` puts into ``obsm``, shape `(n_cells, n_comps)`."""
     values = log_expression(adata, layer, batch_key=None)
     if "highly_variable" in adata.var:
         values = values[:, adata.var["highly_variable"].to_numpy()].copy()
     n_comps = min(n_comps, values.n_obs - 1, values.n_vars - 1)
     sc.pp.pca(values, n_comps=n_comps, random_state=seed, mask_var=None)
-    adata.obsm[key_added] = values.obsm["X_pca"]
+    return values.obsm["X_pca"]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import anndata as ad
 import numpy as np
@@ -10,20 +9,16 @@ import pandas as pd
 from scdisentangle._errors import InputError
 
 from ._checks import check_obs, check_obsm
-from ._probes import N_FOLDS, large_enough, probe
+from ._probes import N_FOLDS
+from ._questions import Question, answers_table, ask
 
-_COLUMNS = [
-    "code",
-    "target",
-    "within",
-    "balanced_accuracy",
-    "chance",
-    "excess",
-    "probe",
-    "logistic",
-    "neighbors",
-    "n_cells",
-    "n_classes",
+_QUESTIONS = [
+    Question("z_bio", "batch"),
+    Question("z_bio", "batch", "labels"),
+    Question("z_bio", "label"),
+    Question("z_nio", "batch"),
+    Question("z_nio", "label"),
+    Question("z_nio", "label", "batches"),
 ]
 
 
@@ -92,41 +87,20 @@ def leakage(
     if min_cells < N_FOLDS:
         raise InputError(f"min_cells={min_cells} is fewer than the {N_FOLDS} folds need.")
 
-    batch = adata.obs[batch_key]
-    label = None if label_key is None else adata.obs[label_key]
-    questions = [("z_bio", "batch", None)]
-    if label is not None:
-        questions += [("z_bio", "batch", "labels"), ("z_bio", "label", None)]
+    codes = {"z_bio": np.asarray(adata.obsm[use_rep])}
     if use_rep_batch is not None:
-        questions.append(("z_nio", "batch", None))
-        if label is not None:
-            questions += [("z_nio", "label", None), ("z_nio", "label", "batches")]
-
-    rows, left_out = [], []
-    for code_name, target_name, groups in questions:
-        code = np.asarray(adata.obsm[use_rep if code_name == "z_bio" else use_rep_batch])
-        target = batch if target_name == "batch" else label
-        group_of = {None: None, "labels": label, "batches": batch}[groups]
-        for within, cells in _groups(target, group_of):
-            classes = target.to_numpy()[cells].astype(str)
-            cells, classes = (a[large_enough(classes, min_cells)] for a in (cells, classes))
-            if len(np.unique(classes)) < 2:
-                left_out.append(f"{target_name} from {code_name} within {within}")
-                continue
-            found = probe(code[cells], classes, seed=seed, max_cells=max_cells)
-            rows.append(
-                {
-                    **found._asdict(),
-                    "code": code_name,
-                    "target": target_name,
-                    "within": within,
-                    "balanced_accuracy": found.balanced_accuracy,
-                    "chance": found.chance,
-                    "excess": found.balanced_accuracy - found.chance,
-                    "probe": found.stronger,
-                    "groups": groups or "",
-                }
-            )
+        codes["z_nio"] = np.asarray(adata.obsm[use_rep_batch])
+    columns = {"batch": adata.obs[batch_key], "batches": adata.obs[batch_key]}
+    if label_key is not None:
+        columns |= {"label": adata.obs[label_key], "labels": adata.obs[label_key]}
+    answers, left_out = ask(
+        [q for q in _QUESTIONS if q.code in codes and {q.target, q.groups} <= {*columns, ""}],
+        codes,
+        columns,
+        min_cells=min_cells,
+        max_cells=max_cells,
+        seed=seed,
+    )
     if left_out:
         warnings.warn(
             f"Leakage left out where fewer than two classes have {min_cells} cells: "
@@ -134,35 +108,6 @@ def leakage(
             + ".",
             stacklevel=2,
         )
-    table = _with_means(pd.DataFrame(rows, columns=[*_COLUMNS, "groups"]))
+    table = answers_table(answers)
     adata.uns[key_added] = table.copy()
     return table
-
-
-def _groups(target: pd.Series, group_of: pd.Series | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Names of the groups and the positions of their cells; cells without a target are in none."""
-    known = target.notna().to_numpy()
-    if group_of is None:
-        yield "all", np.flatnonzero(known)
-        return
-    names = group_of.astype(str).to_numpy()
-    known = known & group_of.notna().to_numpy()
-    for name in np.unique(names[known]):
-        yield str(name), np.flatnonzero(known & (names == name))
-
-
-def _with_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Put the mean over labels or batches before the rows that it is the mean of."""
-    parts = []
-    for (_, _, groups), part in table.groupby(["code", "target", "groups"], sort=False):
-        if groups:
-            mean = part[["balanced_accuracy", "chance", "excess", "logistic", "neighbors"]].mean()
-            mean["n_cells"] = part["n_cells"].sum()
-            mean["n_classes"] = part["n_classes"].max()
-            row = {**part.iloc[0], **mean, "within": f"mean over {groups}", "probe": "stronger"}
-            parts.append(pd.DataFrame([row], columns=table.columns))
-        parts.append(part)
-    whole = pd.concat(parts, ignore_index=True) if parts else table
-    whole = whole.astype({"n_cells": int, "n_classes": int})
-    whole.index = whole.index.astype(str)
-    return whole[_COLUMNS]

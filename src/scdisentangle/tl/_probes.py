@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -49,6 +50,71 @@ def large_enough(target: np.ndarray, min_cells: int) -> np.ndarray:
 def probe(
     code: np.ndarray, target: np.ndarray, *, seed: int = 0, max_cells: int | None = None
 ) -> Probe:
+    """Predict `target` from `code` in cells that the classifiers have not seen, and score it.
+
+    Parameters are those of :func:`predict_held_out`.
+    """
+    return predict_held_out(code, target, seed=seed, max_cells=max_cells).score()
+
+
+class HeldOut(NamedTuple):
+    """What the classifiers said of cells that they were not trained on.
+
+    All are of shape `(n_cells,)` but `classes`, `(n_classes,)`: the name of each class, then the
+    true class, the fold in which the cell was held out, and the class that each probe named.
+    """
+
+    classes: np.ndarray
+    truth: np.ndarray
+    fold: np.ndarray
+    logistic: np.ndarray
+    neighbors: np.ndarray
+
+    def score(self) -> Probe:
+        """Balanced accuracy of each probe."""
+        return Probe(
+            logistic=float(balanced_accuracy_score(self.truth, self.logistic)),
+            neighbors=float(balanced_accuracy_score(self.truth, self.neighbors)),
+            n_cells=len(self.truth),
+            n_classes=len(self.classes),
+        )
+
+    def confusion(self) -> pd.DataFrame:
+        """Number of cells of each true class (rows) by the class that the stronger probe named."""
+        named = getattr(self, self.score().stronger)
+        n = len(self.classes)
+        counts = np.bincount(self.truth * n + named, minlength=n * n).reshape(n, n)
+        return pd.DataFrame(counts, index=self.classes, columns=self.classes)
+
+    def null(self, n_permutations: int, seed: int = 0) -> np.ndarray:
+        """Balanced accuracy of the stronger probe where the code says nothing about the class.
+
+        The true classes are permuted within each fold: given the folds that a probe was trained on,
+        the cells held out are exchangeable if their code does not depend on their class. Being the
+        better of two probes is part of the null. Shape `(n_permutations,)`.
+
+        References
+        ----------
+        Ojala and Garriga (2010), Permutation tests for studying classifier performance, JMLR 11.
+        """
+        rng = np.random.default_rng(seed)
+        permuted = np.empty((n_permutations, len(self.truth)), dtype=self.truth.dtype)
+        for fold in np.unique(self.fold):
+            cells = np.flatnonzero(self.fold == fold)
+            permuted[:, cells] = rng.permuted(
+                np.tile(self.truth[cells], (n_permutations, 1)), axis=1
+            )
+        weight = 1.0 / (np.bincount(self.truth) * len(self.classes))
+        weights = weight[permuted]
+        return np.maximum(
+            ((permuted == self.logistic) * weights).sum(axis=1),
+            ((permuted == self.neighbors) * weights).sum(axis=1),
+        )
+
+
+def predict_held_out(
+    code: np.ndarray, target: np.ndarray, *, seed: int = 0, max_cells: int | None = None
+) -> HeldOut:
     """Predict `target` from `code` in cells that the classifiers have not seen.
 
     The code is standardised. A logistic regression weights the classes by the inverse of their
@@ -72,21 +138,25 @@ def probe(
         drawn = _draw(y, max_cells // len(classes), np.random.default_rng(seed))
         code, y = code[drawn], y[drawn]
     frequency = np.bincount(y) / len(y)
-    folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed)
+    folds = list(StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed).split(code, y))
+    fold_of_cell = np.empty(len(y), dtype=int)
+    for number, (_, held_out) in enumerate(folds):
+        fold_of_cell[held_out] = number
     n_neighbors = min(N_NEIGHBORS, len(y) - -(-len(y) // N_FOLDS))
     logistic = LogisticRegression(class_weight="balanced", max_iter=1000)
     neighbors = KNeighborsClassifier(n_neighbors)
 
-    def held_out(classifier, weights) -> float:
+    def named(classifier, weights) -> np.ndarray:
         pipeline = make_pipeline(StandardScaler(), classifier)
         probabilities = cross_val_predict(pipeline, code, y, cv=folds, method="predict_proba")
-        return float(balanced_accuracy_score(y, np.argmax(probabilities * weights, axis=1)))
+        return np.argmax(probabilities * weights, axis=1)
 
-    return Probe(
-        logistic=held_out(logistic, 1.0),
-        neighbors=held_out(neighbors, 1.0 / frequency),
-        n_cells=len(y),
-        n_classes=len(classes),
+    return HeldOut(
+        classes=classes,
+        truth=y,
+        fold=fold_of_cell,
+        logistic=named(logistic, 1.0),
+        neighbors=named(neighbors, 1.0 / frequency),
     )
 
 

@@ -20,16 +20,27 @@ def umap_coordinates(code: np.ndarray, *, n_neighbors: int = 15, seed: int = 0) 
     """
     code = np.asarray(code, dtype=np.float32)
     n_neighbors = min(n_neighbors, len(code) - 1)
-    scale = np.abs(code).max() or 1.0
-    values, value_of_cell = np.unique((code / scale).round(4), axis=0, return_inverse=True)
-    if len(values) < n_neighbors:
-        return _clouds(value_of_cell.ravel(), np.random.default_rng(seed))
+    if not has_neighbourhoods(code, n_neighbors):
+        return _clouds(_values(code)[1], np.random.default_rng(seed))
     cells = ad.AnnData(code)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on threads, which a seed rules out
         sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
         sc.tl.umap(cells, random_state=seed)
     return cells.obsm["X_umap"]
+
+
+def has_neighbourhoods(code: np.ndarray, n_neighbors: int = 15) -> bool:
+    """Whether the code has as many distinct values as a cell has neighbours."""
+    return len(_values(code)[0]) >= min(n_neighbors, len(code) - 1)
+
+
+def _values(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values, and which of them each cell has."""
+    code = np.asarray(code, dtype=np.float32)
+    scale = np.abs(code).max() or 1.0
+    values, value_of_cell = np.unique((code / scale).round(4), axis=0, return_inverse=True)
+    return values, value_of_cell.ravel()
 
 
 def _clouds(value_of_cell: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scdisentangle import tl
+from scdisentangle._errors import InputError
+
+from ._finish import finish
+
+if TYPE_CHECKING:
+    from scdisentangle import DisentangleModel
+
+
+def batch_effect(
+    effect: DisentangleModel | pd.DataFrame,
+    *,
+    n_genes: int = 8,
+    ax: Axes | None = None,
+    show: bool = True,
+    save: str | Path | None = None,
+) -> Axes:
+    """Heat map of the genes that z_nio moves most, for each batch.
+
+    One column for each batch, and for each batch, from left to right, the `n_genes` genes that it
+    moves most in either direction; a gene is shown once, at the batch that moves it most.
+
+    Parameters
+    ----------
+    effect
+        A trained model, or what :func:`scdisentangle.tl.batch_effect` made of it: genes by batches.
+    n_genes
+        Genes for each batch.
+    ax
+        Axes to draw on.
+    show
+        Whether to show the figure.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    InputError
+        If `n_genes` is below 1.
+
+    Examples
+    --------
+    >>> import scdisentangle as sd
+    >>> adata = sd.data.simulated(n_cells=200, n_genes=100)
+    >>> sd.DisentangleModel.setup_anndata(adata, batch_key="batch")
+    >>> model = sd.DisentangleModel(adata)
+    >>> model.train(max_epochs=2)
+    >>> ax = sd.pl.batch_effect(model, n_genes=5, show=False)
+    """
+    if n_genes < 1:
+        raise InputError(f"n_genes must be at least 1, got {n_genes}.")
+    table = effect if isinstance(effect, pd.DataFrame) else tl.batch_effect(effect)
+    chosen = _moved_most(table, n_genes)
+    if ax is None:
+        longest = max(len(str(name)) for name in chosen.index)
+        size = (2.0 + 0.09 * longest + 0.55 * chosen.shape[1], 1.2 + 0.22 * len(chosen))
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    limit = float(np.abs(chosen.to_numpy()).max()) or 1.0
+    image = ax.imshow(chosen.to_numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    ax.set_xticks(range(chosen.shape[1]), chosen.columns)
+    if max(len(str(name)) for name in chosen.columns) > 4:
+        plt.setp(ax.get_xticklabels(), rotation=45, ha="left", rotation_mode="anchor")
+    ax.set_yticks(range(len(chosen)), chosen.index, size="small")
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.6, aspect=20, pad=0.03)
+    bar.set_label("effect of the batch, log2", size="small")
+    bar.outline.set_visible(False)
+    finish(ax.figure, show=show, save=save)
+    return ax
+
+
+def _moved_most(effect: pd.DataFrame, n_genes: int) -> pd.DataFrame:
+    """Rows of the genes that each batch moves more than any other, the strongest first."""
+    size = effect.abs()
+    mover = size.to_numpy().argmax(axis=1)
+    genes = []
+    for number, batch in enumerate(effect.columns):
+        own = size.loc[mover == number, batch]
+        strongest = own.sort_values(ascending=False, kind="stable").index[:n_genes]
+        genes += list(effect.loc[strongest, batch].sort_values(ascending=False).index)
+    return effect.loc[genes]

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scdisentangle.tl import DisentanglementReport
+
+from ._finish import finish
+from ._words import CODES
+
+if TYPE_CHECKING:
+    from scdisentangle import DisentangleModel
+
+_CMAP = "YlGnBu"
+_NOT_ASKED = "#EEEEEE"
+
+
+def leakage(
+    source: ad.AnnData | DisentangleModel | DisentanglementReport,
+    *,
+    key: str = "disentanglement",
+    ax: Axes | None = None,
+    show: bool = True,
+    save: str | Path | None = None,
+) -> Axes:
+    """Heat map of what each code gives away: the batch within each type, the type in each batch.
+
+    One row for each group of cells, one column for each code. The shade is the balanced accuracy of
+    the stronger probe on a scale from luck (0) to certainty (1), which is the number in the cell; a
+    star is a permutation p-value below 0.05. The upper part should be light for z_bio, the lower
+    for z_nio, and both are dark before integration.
+
+    Parameters
+    ----------
+    source
+        What :func:`scdisentangle.tl.disentanglement_report` returned, or the model or AnnData that
+        it was called on.
+    key
+        Key of ``adata.uns`` with the report.
+    ax
+        Axes to draw on.
+    show
+        Whether to show the figure.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    InputError
+        If there is no report.
+
+    Examples
+    --------
+    >>> import scdisentangle as sd
+    >>> adata = sd.data.simulated_codes(400, n_types=3, leak=0.5)
+    >>> report = sd.tl.disentanglement_report(adata, "batch", "celltype", progress_bar=False)
+    >>> ax = sd.pl.leakage(report, show=False)
+    """
+    report = report_of(source, key)
+    parts = _parts(report.table)
+    values = pd.concat([part.pivot(index="within", columns="code", values="far") for part in parts])
+    columns = [code for code in CODES if code in values.columns]
+    values = values[columns]
+    if ax is None:
+        longest = max(len(str(name)) for name in values.index)
+        size = (1.6 + 0.08 * longest + 1.0 * len(columns), 1.1 + 0.32 * len(values))
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    shown = np.ma.masked_invalid(values.to_numpy(float))
+    image = ax.imshow(shown, cmap=_CMAP, vmin=0.0, vmax=1.0, aspect="auto")
+    ax.set_facecolor(_NOT_ASKED)
+    ax.set_xticks(range(len(columns)), [CODES[code] for code in columns])
+    ax.set_yticks(range(len(values)), values.index)
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    starred = {
+        (row["within"], row["code"]): row["p_value"] < 0.05
+        for part in parts
+        for _, row in part.iterrows()
+    }
+    for y, group in enumerate(values.index):
+        for x, code in enumerate(columns):
+            far = values.iat[y, x]
+            if np.isfinite(far):
+                star = "*" if starred[group, code] else ""
+                color = "white" if far > 0.5 else "black"
+                ax.text(x, y, f"{far:.2f}{star}", ha="center", va="center", color=color, size=9)
+    row = 0
+    for part, title in zip(
+        parts, ("batch,\nwithin\ntypes", "type,\nwithin\nbatches"), strict=False
+    ):
+        height = part["within"].nunique()
+        if row:
+            ax.axhline(row - 0.5, color="white", linewidth=4)
+        ax.annotate(
+            title if part["target"].iloc[0] != "cluster" else "structure,\nwithin\nbatches",
+            (1.02, row + (height - 1) / 2),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            size="small",
+        )
+        row += height
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.9, aspect=25, pad=0.02)
+    bar.set_label("readable: luck 0, certainty 1", size="small")
+    bar.outline.set_visible(False)
+    finish(ax.figure, show=show, save=save)
+    return ax
+
+
+def _parts(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows of the groups of each question, the batch first, `far` from luck to certainty."""
+    groups = table[table["within"] != "all"]
+    groups = groups[~groups["within"].str.startswith("mean over ")]
+    groups = groups[groups["measure"] == "balanced_accuracy"].copy()
+    groups["far"] = ((groups["value"] - groups["luck"]) / (1.0 - groups["luck"])).clip(lower=0.0)
+    batch = groups["target"] == "batch"
+    return [part for part in (groups[batch], groups[~batch]) if not part.empty]
+
+
+def report_of(
+    source: ad.AnnData | DisentangleModel | DisentanglementReport, key: str
+) -> DisentanglementReport:
+    """The report itself, or that which is kept where it was made."""
+    if isinstance(source, DisentanglementReport):
+        return source
+    adata = source if isinstance(source, ad.AnnData) else source.adata
+    return DisentanglementReport.from_adata(adata, key)

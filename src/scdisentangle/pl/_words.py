@@ -1,0 +1,8 @@
+"""How the codes are called, and coloured, in pictures."""
+
+CODES = {
+    "z_bio": r"$z_\mathrm{bio}$",
+    "z_nio": r"$z_\mathrm{nio}$",
+    "unintegrated": "before",
+}
+COLORS = {"z_bio": "#0072B2", "z_nio": "#E69F00", "unintegrated": "#9A9A9A"}

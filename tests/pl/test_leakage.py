@@ -1,0 +1,41 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from scdisentangle import InputError, pl
+from scdisentangle.data import simulated_codes
+from scdisentangle.tl import disentanglement_report
+
+
+def test_shades_and_numbers_are_shares_of_the_way_from_luck_to_certainty(report, tmp_path):
+    ax = pl.leakage(report, show=False, save=tmp_path / "leakage.png")
+    shades = ax.images[0].get_array()
+    assert [t.get_text() for t in ax.get_yticklabels()] == [
+        "B cells",
+        "NK",
+        "T cells",
+        "first",
+        "second",
+    ]
+    expected = [
+        (0.52 - 0.5) / 0.5,
+        (0.75 - 0.5) / 0.5,
+        (0.9 - 0.5) / 0.5,
+        *[(0.88 - 0.34) / 0.66] * 2,
+    ]
+    np.testing.assert_allclose(shades[:, 0], expected)
+    assert np.ma.getmaskarray(shades)[:, 1].tolist() == [True, True, True, False, False]
+    numbers = [text.get_text() for text in ax.texts]
+    assert {"0.04", "0.50*", "0.80*", "0.82*", "0.03"} <= set(numbers)
+    assert plt.imread(tmp_path / "leakage.png").std() > 0.05
+
+
+def test_on_axes_that_are_given_and_without_labels():
+    adata = simulated_codes(400, n_types=3, seed=1)
+    disentanglement_report(adata, "batch", progress_bar=False)
+    _, given = plt.subplots()
+    ax = pl.leakage(adata, ax=given, show=False)
+    assert ax is given
+    assert "structure,\nwithin\nbatches" in [text.get_text() for text in ax.texts]
+    with pytest.raises(InputError, match="'other' is not in adata.uns"):
+        pl.leakage(adata, key="other", show=False)

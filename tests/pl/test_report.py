@@ -1,0 +1,47 @@
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from scdisentangle import InputError, pl
+
+
+def dots(ax):
+    """Value and whether it is filled, by height from below."""
+    return [
+        (line.get_ydata()[0], line.get_xdata()[0], line.get_markerfacecolor() != "white")
+        for line in ax.lines
+        if line.get_marker() == "o"
+    ]
+
+
+def test_bars_dots_and_sizes_are_those_of_the_table(report, tmp_path):
+    bars, groups, sizes = pl.report(report, show=False, save=tmp_path / "report.png")
+    heights = sorted(round(bar.get_height(), 3) for bar in bars.patches)
+    probes = report.table[report.table["measure"] == "balanced_accuracy"]
+    shown = probes[probes["within"].isin(["all", "mean over labels", "mean over batches"])]
+    assert heights == sorted(shown["value"].round(3))
+    assert [t.get_text() for t in groups.get_yticklabels()] == ["T cells", "NK", "B cells"]
+    of_bio = {height: (value, sure) for height, value, sure in dots(groups) if value != 0.97}
+    assert of_bio == {0: (0.9, True), 1: (0.75, True), 2: (0.52, False)}
+    texts = [text.get_text() for text in sizes.texts]
+    assert [t for t in texts if "%" in t] == ["80%", "20%"]
+    assert "9.0" in texts
+    assert bars.figure.get_suptitle() == "Disentanglement: poor, 0.20 of 1"
+    assert bars.figure.get_supxlabel() == report.verdict
+    assert plt.imread(tmp_path / "report.png").std() > 0.05
+
+
+def test_read_from_where_it_is_kept(report):
+    adata = ad.AnnData(np.zeros((2, 2)), uns={"mine": report.to_dict()})
+    axes = pl.report(adata, key="mine", show=False)
+    assert axes[0].figure.get_supxlabel() == report.verdict
+    with pytest.raises(InputError, match="call tl.disentanglement_report first"):
+        pl.report(adata, show=False)
+
+
+def test_no_group_that_batches_share(report):
+    within = report.table["within"]
+    report.table = report.table[(report.table["target"] != "batch") | (within == "all")]
+    axes = pl.report(report, show=False)
+    assert "no group is shared" in axes[1].texts[0].get_text()

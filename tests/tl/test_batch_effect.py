@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from scdisentangle import DisentangleModel
+from scdisentangle.data import simulated
+from scdisentangle.tl import batch_effect
+
+
+def trained(adata, **options):
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, **options)
+    model.train(20, enable_progress_bar=False)
+    return model
+
+
+def test_the_effect_that_was_simulated_is_found():
+    adata = simulated(n_cells=600, n_genes=100, n_batches=3, strength=1.0)
+    found = batch_effect(trained(adata))
+    truth = adata.varm["batch_effect"]
+    truth = truth.sub(truth.mean(axis=1), axis=0) / np.log(2)
+    assert list(found.index) == list(adata.var_names)
+    assert list(found.columns) == list(truth.columns)
+    assert np.corrcoef(found.to_numpy().ravel(), truth.to_numpy().ravel())[0, 1] > 0.9
+    slope = np.polyfit(truth.to_numpy().ravel(), found.to_numpy().ravel(), 1)[0]
+    assert slope == pytest.approx(1.0, abs=0.35)
+    np.testing.assert_allclose(found.sum(axis=1), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["mse", "zinb"])
+def test_a_decoder_that_does_not_see_the_batch_has_no_effect(likelihood):
+    adata = simulated(n_cells=150, n_genes=40, n_types=2)
+    model = trained(adata, gene_likelihood=likelihood, batch_in_decoder=False, n_latent_bio=5)
+    assert np.abs(batch_effect(model)).to_numpy().max() > 1e-3
+    model.module.decoder.trunk.fc_layers[0][0].weight.data[:, 5:] = 0.0
+    np.testing.assert_allclose(batch_effect(model), 0.0, atol=1e-6)
