@@ -31,7 +31,7 @@ intersphinx_mapping = {
 
 # reStructuredText first: it is what autosummary writes its pages in.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "user_guide/ablation_table.md"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "user_guide/*_table.md"]
 templates_path = ["_templates"]
 nb_execution_mode = "off"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
