@@ -6,8 +6,18 @@ import matplotlib.pyplot as plt
 import pytest
 import scvi
 import torch
+from hypothesis import HealthCheck, settings
 
 matplotlib.use("agg")
+for name, examples in {"ci": 100, "nightly": 2000}.items():
+    settings.register_profile(
+        name,
+        max_examples=examples,
+        derandomize=name == "ci",
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")

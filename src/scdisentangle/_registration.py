@@ -72,6 +72,7 @@ class RegistrationMixin:
             **{f"categorical_covariate_keys[{k}]": k for k in categorical_covariate_keys or []},
             **{f"continuous_covariate_keys[{k}]": k for k in continuous_covariate_keys or []},
         }
+        _validation.check_no_view(adata)
         _validation.check_keys(adata, layer, obs_keys)
         _validation.check_values(adata, layer)
         if (source_registry := kwargs.get("source_registry")) is not None:

@@ -49,6 +49,15 @@ def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None
             )
 
 
+def check_no_view(adata: AnnData) -> None:
+    """Raise :class:`InputError` for a view: registration writes to ``.obs``."""
+    if adata.is_view:
+        raise InputError(
+            "adata is a view of another AnnData, which registration must not write to. Take a copy "
+            "first: adata = adata.copy()"
+        )
+
+
 def check_values(adata: AnnData, layer: str | None) -> None:
     """Check that there are cells and genes, and that all values are finite.
 
