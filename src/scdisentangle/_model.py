@@ -16,10 +16,12 @@ from . import _validation
 from ._errors import NonFiniteError, check_options
 from ._expression import ExpressionMixin
 from ._interruption import exit_as_asked, resume_arguments
+from ._labels import LabelMixin
 from ._latents import LatentMixin
 from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from ._minification import MinificationMixin
 from ._module import DisentangleModule
+from ._query_mapping import QueryMappingMixin
 from ._registration import RegistrationMixin
 from ._saving import SavingMixin
 from ._training_plan import DisentangleTrainingPlan
@@ -34,6 +36,8 @@ class DisentangleModel(
     SavingMixin,
     LatentMixin,
     ExpressionMixin,
+    LabelMixin,
+    QueryMappingMixin,
     UnsupervisedTrainingMixin,
     MinificationMixin,
 ):
@@ -49,6 +53,8 @@ class DisentangleModel(
         Dimensions of ``z_bio``.
     n_latent_nio
         Dimensions of ``z_nio``.
+    n_latent
+        ``n_latent_bio`` by the name that it has in scvi-tools' models.
     n_hidden
         Units of each hidden layer.
     n_layers
@@ -93,6 +99,7 @@ class DisentangleModel(
         *,
         n_latent_bio: int = 30,
         n_latent_nio: int = 8,
+        n_latent: int | None = None,
         n_hidden: int = 128,
         n_layers: int = 2,
         dropout_rate: float = 0.0,
@@ -100,6 +107,7 @@ class DisentangleModel(
         objective: ObjectiveSpec = "contrastive",
         **module_kwargs,
     ):
+        n_latent_bio = n_latent or n_latent_bio
         check_options(module_kwargs, _module_options(), "DisentangleModel")
         super().__init__(adata, registry)
         setup_args = self.registry_["setup_args"]
@@ -251,9 +259,12 @@ class DisentangleModel(
                 )
             if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
                 kwargs.setdefault("check_val_every_n_epoch", 1)
+        plan_kwargs = dict(plan_kwargs or {})
+        if not all(parameter.requires_grad for parameter in self.module.parameters()):
+            plan_kwargs.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
         if checkpoint is not None:
             run = f"{max_epochs} epochs, {dict(self.summary_stats)}, {self.init_params_}, "
-            run += f"plan_kwargs={dict(plan_kwargs or {})}"
+            run += f"plan_kwargs={plan_kwargs}"
             kwargs.update(resume_arguments(checkpoint, run, kwargs.get("callbacks")))
         self.module.train()
         try:
@@ -264,7 +275,7 @@ class DisentangleModel(
                     devices=devices,
                     train_size=train_size,
                     batch_size=batch_size,
-                    plan_kwargs=dict(plan_kwargs or {}),
+                    plan_kwargs=plan_kwargs,
                     **{"inference_mode": False, **kwargs},
                 )
         except NonFiniteError:

@@ -203,6 +203,11 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         """Values as the encoders see them, without noise, shape ``(n_cells, n_genes)``."""
         return torch.log1p(x * (-library).exp() * self.target_sum) if self.log_normalize else x
 
+    def on_load(self, model, **kwargs) -> None:
+        """Take from a loaded model which of its batches it learned and which were added later."""
+        if self.nio_flow == "quantized":
+            self.codebook.n_learned = getattr(model, "n_learned_batches_", self.n_batch)
+
     @property
     def nio_of_batch(self) -> Tensor:
         """What stands for ``z_nio`` of any cell of each batch, ``(n_batch, n_latent_nio)``.

@@ -73,6 +73,8 @@ class RegistrationMixin:
             **{f"continuous_covariate_keys[{k}]": k for k in continuous_covariate_keys or []},
         }
         _validation.check_no_view(adata)
+        if kwargs.get("allow_missing_labels") and labels_key not in (None, *adata.obs):
+            adata.obs[labels_key] = unlabeled_category
         _validation.check_keys(adata, layer, obs_keys)
         _validation.check_values(adata, layer)
         if (source_registry := kwargs.get("source_registry")) is not None:

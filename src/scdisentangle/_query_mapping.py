@@ -1,0 +1,136 @@
+"""New batches on a trained model: only what belongs to them is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from scvi.model.base import ArchesMixin
+from scvi.nn import FCLayers
+from torch import Tensor, nn
+
+
+class QueryMappingMixin(ArchesMixin):
+    """scArches (Lotfollahi et al. 2022, Nature Biotechnology 40:121), as in scvi-tools."""
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata=None,
+        reference_model=None,
+        *,
+        unfrozen: bool = False,
+        freeze_dropout: bool = False,
+        freeze_expression: bool = True,
+        freeze_decoder_first_layer: bool = True,
+        freeze_classifier: bool = True,
+        **kwargs,
+    ):
+        """A model for new batches, that goes on from a trained one.
+
+        The encoder of ``z_bio`` does not see the batch, so that the codes of new cells are right
+        away on the map of the reference. Training fits what only the new batches use: their
+        ``z_nio``, their column in the decoder, their output of the classifier. The codes of the
+        reference's cells stay what they were. With a quantised ``z_nio``, a cell of a new batch
+        takes the code of its batch, which the encoder of ``z_nio`` has not learned to tell.
+
+        Parameters
+        ----------
+        adata
+            Data with the model's genes; see ``prepare_query_anndata``.
+        reference_model
+            A trained model, or the folder that it was saved in.
+        unfrozen
+            Whether to train everything.
+        freeze_dropout
+            Whether to switch dropout off.
+        freeze_expression, freeze_decoder_first_layer, freeze_classifier
+            Whether the encoders' first layers, the decoder's first layer and the classifier stay
+            as they are.
+        **kwargs
+            ``registry``, ``inplace_subset_query_vars``, ``accelerator``, ``device``, … as in
+            scvi-tools. There is no batch normalisation to freeze.
+
+        Returns
+        -------
+        The new model, to be trained.
+        """
+        if isinstance(reference_model, str | Path):
+            saved = any(Path(reference_model).glob("*adata.h5ad"))
+            reference_model = cls.load(str(reference_model), adata=None if saved else False)
+        model = super().load_query_data(
+            adata, reference_model, unfrozen=True, **{"transfer_batch": True, **kwargs}
+        )
+        reference = reference_model.module
+        known = _grow(reference, model.module)
+        model.labelled_codes_ = reference_model._labelled_codes()
+        if freeze_dropout:
+            for layer in model.module.modules():
+                if isinstance(layer, nn.Dropout):
+                    layer.p = 0.0
+        if unfrozen:
+            return model
+        if model.module.nio_flow == "quantized":
+            model.module.codebook.n_learned = reference.codebook.n_learned
+            model.n_learned_batches_ = reference.codebook.n_learned
+        free = {
+            "encoder.bio_encoder.fc_layers.Layer 0": not freeze_expression,
+            "encoder.nio_encoder.fc_layers.Layer 0": not freeze_expression,
+            "decoder.trunk.fc_layers.Layer 0": not freeze_decoder_first_layer,
+            "classifier": not freeze_classifier,
+        }
+        for name, parameter in model.module.named_parameters():
+            if any(is_free and name.startswith(part) for part, is_free in free.items()):
+                continue
+            parameter.requires_grad = name in known
+            if name in known:
+                parameter.register_hook(lambda gradient, new=~known[name]: gradient * new)
+        return model
+
+
+@torch.no_grad()
+def _grow(reference: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+    """Put what the reference learned in its place in a module with more categories.
+
+    Returns
+    -------
+    For each parameter that has grown, by name, where the values of the reference are.
+    """
+    learned, parameters = dict(reference.named_parameters()), dict(module.named_parameters())
+    known = {
+        name: torch.zeros_like(parameter, dtype=torch.bool)
+        for name, parameter in parameters.items()
+        if parameter.shape != learned[name].shape
+    }
+    for name, mask in known.items():
+        mask[tuple(slice(size) for size in learned[name].shape)] = True
+    for name, layers in module.named_modules():
+        if not isinstance(layers, FCLayers):
+            continue
+        old = reference.get_submodule(name)
+        for i, (layer, old_layer) in enumerate(zip(layers.fc_layers, old.fc_layers, strict=True)):
+            weight_name = f"{name}.fc_layers.Layer {i}.0.weight"
+            if weight_name not in known:
+                continue
+            weight, old_weight = layer[0].weight, old_layer[0].weight
+            columns, single = _columns(old_weight.shape[1], old.n_cat_list, layers.n_cat_list)
+            weight[:, columns] = old_weight.to(weight.device)
+            weight[:, single] = 0.0
+            known[weight_name][:] = False
+            known[weight_name][:, columns + single] = True
+    return known
+
+
+def _columns(n_old: int, old_cats: list[int], new_cats: list[int]) -> tuple[list[int], list[int]]:
+    """Where a weight's old columns are among the new, and those of what was the only category.
+
+    The columns of each covariate's categories follow the other inputs; a covariate with one
+    category has none.
+    """
+    start = n_old - sum(old_cats)
+    columns, single = list(range(start)), []
+    for old, new in zip(old_cats, new_cats, strict=True):
+        columns += range(start, start + old)
+        single += [start] if old == 0 < new else []
+        start += new
+    return columns, single

@@ -1,0 +1,75 @@
+"""Labels of unlabelled cells."""
+
+import numpy as np
+import pytest
+import scvi
+from sklearn.neighbors import NearestNeighbors
+
+from scdisentangle import DisentangleModel, InputError, data
+
+
+def fit(adata, max_epochs=3, **setup):
+    scvi.settings.seed = 0
+    DisentangleModel.setup_anndata(adata, batch_key="batch", **setup)
+    model = DisentangleModel(adata, n_latent_bio=10)
+    model.train(max_epochs, enable_progress_bar=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    adata = data.simulated(n_cells=600, n_genes=100, n_types=3, marker_log_fold_change=2.0, seed=0)
+    adata.obs["type"] = adata.obs["celltype"].astype(str)
+    adata.obs.loc[adata.obs_names[:300], "type"] = "?"
+    return fit(adata, 60, labels_key="type", unlabeled_category="?")
+
+
+def test_unlabelled_cells_are_labelled(model):
+    truth = model.adata.obs["celltype"].to_numpy()
+    predicted = model.predict(indices=np.arange(300))
+    assert "?" not in predicted
+    assert (predicted == truth[:300]).mean() > 0.85
+
+
+def test_soft_prediction_is_the_share_of_the_neighbours(model):
+    soft = model.predict(soft=True, n_neighbors=7, indices=[4, 2])
+    z = model.get_latent_representation()
+    near = NearestNeighbors(n_neighbors=7).fit(z[300:]).kneighbors(z[[4, 2]])[1] + 300
+    labels = model.adata.obs["type"].to_numpy()[near]
+    for label in soft.columns:
+        np.testing.assert_allclose(soft[label], (labels == label).mean(axis=1))
+    assert list(soft.index) == list(model.adata.obs_names[[4, 2]])
+
+
+def test_without_labels_there_is_nothing_to_predict():
+    adata = data.simulated(n_cells=100, n_genes=50, seed=0)
+    with pytest.raises(InputError, match="labels_key"):
+        fit(adata.copy(), 1).predict()
+    adata.obs["type"] = "Unknown"
+    with pytest.raises(InputError, match="unlabeled_category"):
+        fit(adata, 1, labels_key="type").predict()
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_covariates_are_encoded_or_only_decoded(encoded):
+    adata = data.simulated(n_cells=200, n_genes=50, seed=0)
+    rng = np.random.default_rng(0)
+    adata.obs["sex"] = rng.choice(["f", "m"], adata.n_obs)
+    adata.obs["age"] = rng.normal(size=adata.n_obs)
+    DisentangleModel.setup_anndata(
+        adata,
+        batch_key="batch",
+        categorical_covariate_keys=["sex"],
+        continuous_covariate_keys=["age"],
+    )
+    model = DisentangleModel(adata, n_hidden=16, encode_covariates=encoded)
+    model.train(3, enable_progress_bar=False)
+    for key, value in (("sex", "f"), ("age", 3.0)):
+        other = adata.copy()
+        other.obs[key] = value
+        if key == "sex":
+            other.obs[key] = other.obs[key].astype(adata.obs[key].astype("category").dtype)
+        z, moved = (model.get_latent_representation(cells) for cells in (adata, other))
+        assert np.allclose(z, moved, atol=1e-6) is not encoded
+        x, moved = (model.get_normalized_expression(cells) for cells in (adata, other))
+        assert not np.allclose(x, moved, rtol=1e-3)

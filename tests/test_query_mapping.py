@@ -1,0 +1,196 @@
+"""A new batch on a trained model (scArches)."""
+
+import numpy as np
+import pytest
+import scvi
+import torch
+
+from scdisentangle import DisentangleModel, data
+
+FLOWS = ("quantized", "detached", "variational", "free")
+NEW = "batch_2"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    adata = data.simulated(n_cells=300, n_genes=100, n_types=3, marker_log_fold_change=2.0, seed=0)
+    rng = np.random.default_rng(0)
+    adata.obs["sex"] = rng.choice(["f", "m"], adata.n_obs)
+    adata.obs["age"] = rng.normal(size=adata.n_obs)
+    new = (adata.obs["batch"] == NEW).to_numpy()
+    return adata[~new].copy(), adata[new].copy()
+
+
+def fit(adata, max_epochs=20, setup=None, **kwargs):
+    scvi.settings.seed = 0
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="celltype", **(setup or {}))
+    model = DisentangleModel(
+        adata, **{"n_hidden": 32, "n_latent_bio": 5, "n_latent_nio": 3, **kwargs}
+    )
+    model.train(max_epochs, enable_progress_bar=False)
+    return model
+
+
+def mapped(model, query, max_epochs=5, plan_kwargs=None, **kwargs):
+    scvi.settings.seed = 0
+    query_model = DisentangleModel.load_query_data(query.copy(), model, **kwargs)
+    query_model.train(max_epochs, enable_progress_bar=False, plan_kwargs=plan_kwargs)
+    return query_model
+
+
+def assert_reference_is_unchanged(model, query_model):
+    cells = model.adata.copy()
+    for representation in ("bio", "batch"):
+        np.testing.assert_allclose(
+            query_model.get_latent_representation(cells, representation=representation),
+            model.get_latent_representation(representation=representation),
+            atol=1e-6,
+        )
+    drawn = model.module.nio_flow == "variational"
+    for batch in ("batch_0", "batch_0" if drawn else None):
+        np.testing.assert_allclose(
+            query_model.get_normalized_expression(cells, transform_batch=batch),
+            model.get_normalized_expression(transform_batch=batch),
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("nio_flow", FLOWS)
+def test_the_reference_stays_as_it_was(cells, nio_flow):
+    reference, query = cells
+    model = fit(reference.copy(), nio_flow=nio_flow)
+    query_model = mapped(model, query)
+    assert_reference_is_unchanged(model, query_model)
+
+
+@pytest.mark.parametrize("objective", ["adversary", "mutual_information", "local_batch_hsic"])
+def test_objectives_of_the_size_of_the_batches_grow(cells, objective):
+    reference, query = cells
+    model = fit(reference.copy(), 3, objective=objective)
+    assert_reference_is_unchanged(model, mapped(model, query))
+
+
+@pytest.mark.parametrize("encode_covariates", [True, False])
+def test_covariates_keep_their_columns_and_may_have_new_categories(cells, encode_covariates):
+    reference, query = (part.copy() for part in cells)
+    query.obs["sex"] = np.where(np.arange(query.n_obs) % 2, "f", "unknown")
+    setup = {"categorical_covariate_keys": ["sex"], "continuous_covariate_keys": ["age"]}
+    model = fit(reference, setup=setup, encode_covariates=encode_covariates)
+    assert_reference_is_unchanged(model, mapped(model, query))
+
+
+def test_a_reference_of_one_batch_grows(cells):
+    reference, query = cells
+    one = reference[reference.obs["batch"] == "batch_0"].copy()
+    with pytest.warns(UserWarning, match="one batch"):
+        model = fit(one)
+    query_model = mapped(model, query)
+    assert_reference_is_unchanged(model, query_model)
+    assert query_model.module.n_batch == 2
+
+
+def test_training_fits_the_new_batch_and_nothing_else(cells):
+    reference, query = cells
+    model = fit(reference.copy())
+    scvi.settings.seed = 0
+    query_model = DisentangleModel.load_query_data(query.copy(), model)
+    before = {k: v.clone() for k, v in query_model.module.state_dict().items()}
+    error = query_model.get_reconstruction_error()["reconstruction_loss"]
+    query_model.train(20, enable_progress_bar=False)
+    assert query_model.get_reconstruction_error()["reconstruction_loss"] < error
+    moved = {k for k, v in query_model.module.state_dict().items() if not v.equal(before[k])}
+    assert {name.split(".")[0] for name in moved} == {"codebook", "decoder", "classifier"}
+    for name in moved:
+        kept = query_model.module.state_dict()[name] == before[name]
+        assert kept.sum() >= model.module.state_dict()[name].numel()
+    z_nio = query_model.get_latent_representation(representation="batch")
+    new = query_model.module.codebook.codes[2].detach().numpy()
+    np.testing.assert_allclose(z_nio, np.tile(new, (len(z_nio), 1)), atol=1e-5)
+    assert (query_model.predict_batch() == NEW).mean() > 0.95
+
+
+def test_query_cells_take_the_label_of_the_reference_cells_around_them():
+    adata = data.simulated(n_cells=900, n_genes=100, n_types=3, marker_log_fold_change=2.0, seed=0)
+    new = (adata.obs["batch"] == NEW).to_numpy()
+    query = adata[new].copy()
+    model = fit(adata[~new].copy(), 60, n_hidden=128, n_latent_bio=20)
+    truth = query.obs["celltype"].to_numpy()
+    unlabelled = query.copy()
+    del unlabelled.obs["celltype"]
+    query_model = mapped(model, unlabelled, 2)
+    assert (query_model.predict() == truth).mean() > 0.85
+    soft = query_model.predict(soft=True)
+    assert list(soft.columns) == ["type_0", "type_1", "type_2"]
+    assert list(soft.index) == list(query.obs_names)
+    np.testing.assert_allclose(soft.sum(axis=1), 1)
+
+
+def test_a_query_model_is_saved_loaded_and_mapped_upon(cells, tmp_path):
+    reference, query = cells
+    model = fit(reference.copy(), 5)
+    model.save(tmp_path / "reference")
+    query_model = mapped(str(tmp_path / "reference"), query, 2)
+    assert_reference_is_unchanged(model, query_model)
+    query_model.save(tmp_path / "query", save_anndata=True)
+    loaded = DisentangleModel.load(tmp_path / "query")
+    assert_reference_is_unchanged(model, loaded)
+    for representation in ("bio", "batch"):
+        np.testing.assert_array_equal(
+            loaded.get_latent_representation(representation=representation),
+            query_model.get_latent_representation(representation=representation),
+        )
+    third = query.copy()
+    third.obs["batch"] = "batch_3"
+    again = mapped(loaded, third, 2)
+    assert_reference_is_unchanged(model, again)
+    assert again.module.n_batch == 4
+    np.testing.assert_allclose(
+        again.get_latent_representation(query.copy(), representation="batch"),
+        query_model.get_latent_representation(representation="batch"),
+        atol=1e-6,
+    )
+
+
+def test_genes_that_the_query_lacks_are_padded(cells):
+    reference, query = cells
+    model = fit(reference.copy(), 3)
+    assert list(
+        DisentangleModel.prepare_query_anndata(query, model, return_reference_var_names=True)
+    ) == list(reference.var_names)
+    partial = query[:, query.var_names[:90][::-1]].copy()
+    prepared = DisentangleModel.prepare_query_anndata(partial, model, inplace=False)
+    assert list(prepared.var_names) == list(reference.var_names)
+    assert prepared[:, reference.var_names[90:]].X.sum() == 0
+    assert mapped(model, prepared, 1).get_latent_representation().shape == (query.n_obs, 5)
+
+
+def test_what_is_not_frozen_is_trained(cells):
+    reference, query = cells
+    model = fit(reference.copy(), 3, dropout_rate=0.1)
+    unfrozen = mapped(model, query, 2, unfrozen=True)
+    learned = dict(model.module.named_parameters())
+
+    def unchanged(query_model):
+        return {
+            name
+            for name, p in query_model.module.named_parameters()
+            if p.shape == learned[name].shape and p.equal(learned[name])
+        }
+
+    assert not unchanged(unfrozen)
+    assert not any(p == 0 for p in dropouts(unfrozen))
+    parts = {
+        "freeze_expression": "encoder.bio_encoder.fc_layers.Layer 0.0.weight",
+        "freeze_decoder_first_layer": "decoder.trunk.fc_layers.Layer 0.0.bias",
+        "freeze_classifier": "classifier.classifier.0.fc_layers.Layer 0.0.weight",
+    }
+    frozen = unchanged(mapped(model, query, 2))
+    for option, part in parts.items():
+        assert any(name == part for name in frozen), sorted(frozen)
+        freed = mapped(model, query, 2, **{option: False, "freeze_dropout": True})
+        assert part not in unchanged(freed)
+        assert all(p == 0 for p in dropouts(freed))
+
+
+def dropouts(model):
+    return [layer.p for layer in model.module.modules() if isinstance(layer, torch.nn.Dropout)]
