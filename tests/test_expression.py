@@ -76,7 +76,7 @@ def test_a_batch_asked_for_is_decoded_with_its_own_z_nio(adata, nio_flow):
         stands_for = module.nio_of_batch[code].detach()
         z = torch.cat([z_bio, stands_for.expand(len(z_bio), -1)], dim=1)
         with torch.no_grad():
-            output, _ = module.decoder(z, torch.full((len(z), 1), code))
+            output, *_ = module.decoder(z, torch.full((len(z), 1), code))
         np.testing.assert_allclose(
             model.get_normalized_expression(transform_batch=name),
             output.softmax(dim=1).numpy(),
@@ -312,3 +312,34 @@ def test_differential_abundance_of_a_variational_model(variational):
 def test_observed_library_sizes(model):
     found = model.get_latent_library_size(give_mean=False)
     np.testing.assert_allclose(found, model.adata.X.sum(axis=1), rtol=1e-5)
+
+
+def test_dispersions_are_as_many_as_asked_for(adata):
+    for dispersion, group in {
+        "gene": None,
+        "gene-batch": "batch",
+        "gene-label": "celltype",
+    }.items():
+        model = fit(adata, 2, dispersion=dispersion)
+        found = model.get_likelihood_parameters()["dispersions"]
+        groups = np.zeros(200) if group is None else model.adata.obs[group].cat.codes.to_numpy()
+        assert len(np.unique(found, axis=0)) == len(np.unique(groups))
+        for code in np.unique(groups):
+            assert len(np.unique(found[groups == code], axis=0)) == 1
+    found = fit(adata, 2, dispersion="gene-cell").get_likelihood_parameters()["dispersions"]
+    assert len(np.unique(found, axis=0)) == 200
+
+
+@pytest.mark.parametrize("option", ["use_observed_lib_size", "latent_distribution"])
+def test_options_of_scvi_that_have_no_place_say_why(adata, option):
+    adata = adata.copy()
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    with pytest.raises(InputError, match=f"{option}= is an option of scVI"):
+        DisentangleModel(adata, **{option: True})
+
+
+def test_a_missing_key_is_a_key_error(adata):
+    for keys in ({"batch_key": "bach"}, {"layer": "count"}):
+        with pytest.raises(KeyError, match=f"{next(iter(keys.values()))}.*Did you mean") as error:
+            DisentangleModel.setup_anndata(adata.copy(), **keys)
+        assert isinstance(error.value, InputError)

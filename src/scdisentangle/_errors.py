@@ -14,6 +14,12 @@ class NonFiniteError(ArithmeticError):
     """Training met NaN or infinity; the message names the term, the epoch and the step."""
 
 
+class MissingKeyError(InputError, KeyError):
+    """A column of ``.obs`` or a layer that is not there, as scvi-tools' ``KeyError`` tells it."""
+
+    __str__ = Exception.__str__
+
+
 def name_some(names: Iterable[object], limit: int = 3) -> str:
     """Quote the first ``limit`` of ``names`` and count the rest, for use in messages."""
     names = [f"'{name}'" for name in names]

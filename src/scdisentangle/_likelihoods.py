@@ -48,7 +48,7 @@ def expression_distribution(
         Logarithm of the library size, shape ``(n_cells, 1)``.
     log_dispersion
         Logarithm of the inverse dispersion (counts) or of the standard deviation (normal),
-        shape ``(n_genes,)``.
+        shape ``(n_genes,)`` or ``(n_cells, n_genes)``.
     zi_logits
         Logits of an excess zero, shape ``(n_cells, n_genes)``, for ``"zinb"``.
     """

@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from . import _validation
-from ._errors import NonFiniteError, check_options
+from ._errors import InputError, NonFiniteError, check_options
 from ._expression import ExpressionMixin
 from ._interruption import exit_as_asked, resume_arguments
 from ._labels import LabelMixin
@@ -28,6 +28,15 @@ from ._training_plan import DisentangleTrainingPlan
 from .objectives import ObjectiveSpec
 
 logger = logging.getLogger(__name__)
+NOT_OURS = {
+    "use_observed_lib_size": "A cell's library size is its sum over genes, or a registered size "
+    "factor; it is no latent variable here.",
+    "latent_distribution": "Variational codes are normal, others are points; neither is mapped to "
+    "a simplex.",
+    "batch_representation": "A batch has a learned code already, its z_nio: see "
+    "get_batch_representation().",
+}
+"""Options of scVI that the method has no place for, and why."""
 MIN_CELLS_TO_VALIDATE = 30
 
 
@@ -70,7 +79,7 @@ class DisentangleModel(
         weights or options, or ``None``; see :data:`~scdisentangle.objectives.OBJECTIVES`.
     **module_kwargs
         Further options of :class:`~scdisentangle.DisentangleModule`: ``input_dropout``,
-        ``nio_noise_factor``, ``encoder``, ``nio_flow``, ``batch_in_decoder``,
+        ``nio_noise_factor``, ``dispersion``, ``encoder``, ``nio_flow``, ``batch_in_decoder``,
         ``encode_covariates``, ``lambda_cls``, ``lambda_dis``, ``kl_weight_bio``,
         ``kl_weight_nio``, ``class_balanced``, …
 
@@ -108,6 +117,8 @@ class DisentangleModel(
         **module_kwargs,
     ):
         n_latent_bio = n_latent or n_latent_bio
+        for option in NOT_OURS.keys() & module_kwargs:
+            raise InputError(f"{option}= is an option of scVI's, not of ours. {NOT_OURS[option]}")
         check_options(module_kwargs, _module_options(), "DisentangleModel")
         super().__init__(adata, registry)
         setup_args = self.registry_["setup_args"]

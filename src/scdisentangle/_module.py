@@ -28,6 +28,7 @@ from .objectives import Codes, ObjectiveSpec, batch_cross_entropy, build_objecti
 
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
+DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
 
 
 class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
@@ -69,6 +70,8 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
     gene_likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts; ``"mse"`` (squared error) or ``"normal"``
         on the normalised scale.
+    dispersion
+        Whether a gene has one dispersion, or one in each batch, label or cell.
     log_normalize
         Whether values are counts, which the encoder sees as ``log1p(x / library * target_sum)``,
         or are taken as they are.
@@ -119,6 +122,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         input_dropout: float = 0.3,
         nio_noise_factor: float = 5.0,
         gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         log_normalize: bool = True,
         target_sum: float = 1e4,
         use_size_factor_key: bool = False,
@@ -136,11 +140,13 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
     ):
         super().__init__()
         check_choice("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
+        check_choice("dispersion", dispersion, DISPERSIONS)
         check_choice("encoder", encoder, ENCODERS)
         check_choice("nio_flow", nio_flow, NIO_FLOWS)
         cats = list(n_cats_per_cov or [])
         self.n_batch, self.n_labels = n_batch, n_labels
         self.gene_likelihood = gene_likelihood
+        self.dispersion = dispersion
         self.log_normalize = log_normalize
         self.use_size_factor_key = use_size_factor_key
         self.nio_flow = nio_flow
@@ -172,6 +178,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             n_cat_list=[n_batch if batch_in_decoder else 0, *cats],
             n_cont=n_continuous_cov,
             zero_inflated=gene_likelihood == "zinb",
+            dispersed=dispersion == "gene-cell",
             n_hidden=n_hidden,
             n_layers=1,
             dropout_rate=0.0,
@@ -189,7 +196,9 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         self.disentanglement = build_objectives(
             objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch
         )
-        self.log_dispersion = nn.Parameter(torch.randn(n_input))
+        if dispersion != "gene-cell":
+            rows = {"gene-batch": (n_batch,), "gene-label": (n_labels,)}.get(dispersion, ())
+            self.log_dispersion = nn.Parameter(torch.randn(*rows, n_input))
         if nio_flow == "quantized":
             self.codebook = Codebook(n_batch, n_latent_nio)
         elif nio_flow == "variational":
@@ -249,6 +258,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             "z_nio": inference_outputs["z_nio"],
             MODULE_KEYS.LIBRARY_KEY: inference_outputs[MODULE_KEYS.LIBRARY_KEY],
             MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
+            MODULE_KEYS.Y_KEY: tensors.get(REGISTRY_KEYS.LABELS_KEY),
             **self._covariates(tensors),
         }
 
@@ -337,7 +347,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z = torch.cat([z_bio, z_nio], dim=-1)
         return self.decoder(z, batch_index, *self._split(cat_covs), cont=cont_covs)
 
@@ -350,6 +360,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
+        y: Tensor | None = None,
         transform_batch: int | None = None,
     ) -> dict[str, Distribution]:
         r"""Decode: ``z_bio``, ``z_nio`` and the batch to a distribution of each gene's values.
@@ -365,6 +376,8 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             Batch of each cell, ``(n_cells, 1)``.
         cont_covs, cat_covs
             Further covariates, ``(n_cells, n_covariates)``.
+        y
+            Label of each cell, ``(n_cells, 1)``, for ``dispersion="gene-label"``.
         transform_batch
             Batch to decode all cells in, with :attr:`nio_of_batch` as ``z_nio``. ``None`` leaves
             each in its own.
@@ -372,9 +385,16 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         if transform_batch is not None:
             batch_index = torch.full_like(batch_index, transform_batch)
             z_nio = self.nio_of_batch[batch_index.squeeze(-1)].expand_as(z_nio)
-        output, zi_logits = self._decode(z_bio, self._read(z_nio), batch_index, cont_covs, cat_covs)
+        output, zi_logits, log_dispersion = self._decode(
+            z_bio, self._read(z_nio), batch_index, cont_covs, cat_covs
+        )
+        if log_dispersion is None:
+            group = {"gene-batch": batch_index, "gene-label": y}.get(self.dispersion)
+            log_dispersion = self.log_dispersion
+            if group is not None:
+                log_dispersion = log_dispersion[group.squeeze(-1)]
         px = expression_distribution(
-            self.gene_likelihood, output, library, self.log_dispersion, zi_logits
+            self.gene_likelihood, output, library, log_dispersion, zi_logits
         )
         return {MODULE_KEYS.PX_KEY: px}
 
@@ -394,12 +414,12 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             return self._encode_bio(noisy, **covariates)[0]
 
         def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
-            output, _ = self._decode(z_bio, z_nio, batch_index, **covariates)
+            output, *_ = self._decode(z_bio, z_nio, batch_index, **covariates)
             return output - output.mean(dim=-1, keepdim=True) if counts else output
 
         def as_partner(partner: Tensor) -> Tensor:
             seen = self._read(z_nio[partner])
-            output, _ = self._decode(z_bio, seen, batch_index[partner], **covariates)
+            output, *_ = self._decode(z_bio, seen, batch_index[partner], **covariates)
             if not counts:
                 return output
             shares = output.softmax(dim=-1)

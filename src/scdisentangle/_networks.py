@@ -172,8 +172,8 @@ class Decoder(nn.Module):
     n_cat_list, n_cont
         Categories of each categorical covariate (the batch first), and number of continuous
         covariates.
-    zero_inflated
-        Whether to give logits of an excess zero too.
+    zero_inflated, dispersed
+        Whether to give logits of an excess zero, and log dispersions, too.
     **layers
         Keyword arguments for :class:`scvi.nn.FCLayers`.
     """
@@ -186,6 +186,7 @@ class Decoder(nn.Module):
         n_cat_list: Sequence[int],
         n_cont: int,
         zero_inflated: bool,
+        dispersed: bool,
         n_hidden: int,
         **layers,
     ):
@@ -202,8 +203,10 @@ class Decoder(nn.Module):
         )
         self.output = nn.Linear(n_hidden, n_output)
         self.zi_logits = nn.Linear(n_hidden, n_output) if zero_inflated else None
+        self.log_dispersion = nn.Linear(n_hidden, n_output) if dispersed else None
 
     def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None):
-        """Outputs of shape ``(n_cells, n_genes)``; the second is ``None`` if not zero-inflated."""
+        """Outputs of shape ``(n_cells, n_genes)``; those after the first may be ``None``."""
         h = self.trunk(z, *cats, cont=cont)
-        return self.output(h), None if self.zi_logits is None else self.zi_logits(h)
+        heads = (self.zi_logits, self.log_dispersion)
+        return self.output(h), *(None if head is None else head(h) for head in heads)

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 from scvi import settings
 
-from ._errors import InputError, did_you_mean, name_some
+from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 
 ROWS_PER_BLOCK = 10_000
 
@@ -34,12 +34,16 @@ def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None
         If a key is missing, or values are missing in a column.
     """
     if layer is not None and layer not in adata.layers:
-        raise InputError(f"layer='{layer}' is not in adata.layers. {_known(layer, adata.layers)}")
+        raise MissingKeyError(
+            f"layer='{layer}' is not in adata.layers. {_known(layer, adata.layers)}"
+        )
     for argument, key in obs_keys.items():
         if key is None:
             continue
         if key not in adata.obs:
-            raise InputError(f"{argument}='{key}' is not in adata.obs. {_known(key, adata.obs)}")
+            raise MissingKeyError(
+                f"{argument}='{key}' is not in adata.obs. {_known(key, adata.obs)}"
+            )
         missing = adata.obs[key].isna().to_numpy()
         if missing.any():
             raise InputError(
@@ -170,7 +174,7 @@ def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:
         If the column is missing or has unseen categories.
     """
     if key not in adata.obs:
-        raise InputError(
+        raise MissingKeyError(
             f"adata.obs lacks '{key}', which the model needs. {_known(key, adata.obs)}"
         )
     known = list(known)
