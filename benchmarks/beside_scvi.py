@@ -81,14 +81,16 @@ def simulated(job: Mapping, max_epochs: int | None) -> dict[str, float]:
     return found
 
 
-def mapped(job: Mapping, folder: Path, max_epochs: int | None) -> dict[str, float]:
+def mapped(
+    job: Mapping, folder: Path, max_epochs: int | None, max_cells: int | None
+) -> dict[str, float]:
     """Accuracy of the labels that a left-out batch takes from the reference."""
     import scvi
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
     from sklearn.neighbors import KNeighborsClassifier
 
     name, left_out = job["set"].split(" without ")
-    adata = load(folder, name)
+    adata = load(folder, name, max_cells)
     new = (adata.obs[BATCH].astype(str) == left_out).to_numpy()
     reference, query = adata[~new].copy(), adata[new].copy()
     one_thread()
@@ -109,11 +111,13 @@ def mapped(job: Mapping, folder: Path, max_epochs: int | None) -> dict[str, floa
     }
 
 
-def run(job: Mapping, folder: Path, max_epochs: int | None) -> dict[str, float]:
+def run(
+    job: Mapping, folder: Path, max_epochs: int | None, max_cells: int | None
+) -> dict[str, float]:
     if job["set"] == "simulated":
         found = simulated(job, max_epochs)
     else:
-        found = mapped(job, folder, max_epochs)
+        found = mapped(job, folder, max_epochs, max_cells)
     columns = dict.fromkeys(COLUMNS, np.nan)
     return columns | found
 
@@ -133,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--max-epochs", type=int, help="for a trial; by default the models' own")
+    parser.add_argument("--max-cells", type=int, help="of each real set, to save time")
     results = Path(__file__).parent / "results" / "beside_scvi.csv"
     parser.add_argument("--csv", type=Path, default=results)
     arguments = parser.parse_args()
@@ -146,7 +151,12 @@ def main() -> None:
         for name in sets
         for method in ("ours", "scVI")
     ]
-    worker = partial(run, folder=arguments.data, max_epochs=arguments.max_epochs)
+    worker = partial(
+        run,
+        folder=arguments.data,
+        max_epochs=arguments.max_epochs,
+        max_cells=arguments.max_cells,
+    )
     table = run_all(jobs, worker, arguments.csv, arguments.processes)
     table["set"] = table["set"].str.split(" without ").str[0]
     means = table.groupby(["set", "variant"], sort=False)[list(COLUMNS)].mean()

@@ -330,12 +330,20 @@ def test_dispersions_are_as_many_as_asked_for(adata):
     assert len(np.unique(found, axis=0)) == 200
 
 
-@pytest.mark.parametrize("option", ["use_observed_lib_size", "latent_distribution"])
-def test_options_of_scvi_that_have_no_place_say_why(adata, option):
+@pytest.mark.parametrize(
+    ("option", "ours", "other"),
+    [
+        ("use_observed_lib_size", True, False),
+        ("latent_distribution", "normal", "ln"),
+        ("batch_representation", "one-hot", "embedding"),
+    ],
+)
+def test_options_of_scvi_without_a_choice_say_why(adata, option, ours, other):
     adata = adata.copy()
     DisentangleModel.setup_anndata(adata, batch_key="batch")
-    with pytest.raises(InputError, match=f"{option}= is an option of scVI"):
-        DisentangleModel(adata, **{option: True})
+    DisentangleModel(adata, **{option: ours})
+    with pytest.raises(InputError, match=f"{option}={ours!r} is settled. [AV]"):
+        DisentangleModel(adata, **{option: other})
 
 
 def test_a_missing_key_is_a_key_error(adata):

@@ -28,15 +28,22 @@ from ._training_plan import DisentangleTrainingPlan
 from .objectives import ObjectiveSpec
 
 logger = logging.getLogger(__name__)
-NOT_OURS = {
-    "use_observed_lib_size": "A cell's library size is its sum over genes, or a registered size "
-    "factor; it is no latent variable here.",
-    "latent_distribution": "Variational codes are normal, others are points; neither is mapped to "
-    "a simplex.",
-    "batch_representation": "A batch has a learned code already, its z_nio: see "
-    "get_batch_representation().",
+SETTLED = {
+    "use_observed_lib_size": (
+        True,
+        "A cell's library size is its sum over genes, or a registered size factor; it is no latent "
+        "variable here.",
+    ),
+    "latent_distribution": (
+        "normal",
+        "Variational codes are normal, others are points; neither is mapped to a simplex.",
+    ),
+    "batch_representation": (
+        "one-hot",
+        "A batch has a learned code already, its z_nio: see get_batch_representation().",
+    ),
 }
-"""Options of scVI that the method has no place for, and why."""
+"""Options of scVI that the method leaves no choice in: their value here, and why."""
 MIN_CELLS_TO_VALIDATE = 30
 
 
@@ -117,8 +124,9 @@ class DisentangleModel(
         **module_kwargs,
     ):
         n_latent_bio = n_latent or n_latent_bio
-        for option in NOT_OURS.keys() & module_kwargs:
-            raise InputError(f"{option}= is an option of scVI's, not of ours. {NOT_OURS[option]}")
+        for option, (settled, reason) in SETTLED.items():
+            if module_kwargs.pop(option, settled) != settled:
+                raise InputError(f"{option}={settled!r} is settled. {reason}")
         check_options(module_kwargs, _module_options(), "DisentangleModel")
         super().__init__(adata, registry)
         setup_args = self.registry_["setup_args"]
