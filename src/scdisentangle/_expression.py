@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
+from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import RNASeqMixin, VAEMixin
 
 from ._errors import InputError
 from ._likelihoods import COUNT_LIKELIHOODS
+from ._registration import measurements
 
 OVERDISPERSED = ("nb", "zinb")
 
@@ -59,9 +62,22 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         if kwargs.get("weights") == "importance":
             self._require_likelihood("weights='importance'", OVERDISPERSED)
             self._require_posterior("weights='importance'")
-        return super().get_normalized_expression(
-            adata, indices, self._batches(transform_batch), *args, **kwargs
+        batches = self._batches(transform_batch)
+        cells = self.adata if adata is None else adata
+        if not isinstance(cells, MuData):
+            return super().get_normalized_expression(adata, indices, batches, *args, **kwargs)
+        genes = kwargs.pop("gene_list", None)
+        as_array = kwargs.pop("return_numpy", None)
+        expression = super().get_normalized_expression(
+            adata, indices, batches, *args, return_numpy=True, **kwargs
         )
+        names = measurements(cells, self.registry_["setup_args"])[0].var_names
+        chosen = np.arange(len(names)) if genes is None else np.flatnonzero(names.isin(genes))
+        expression = expression[..., chosen]
+        if as_array or expression.ndim == 3:
+            return expression
+        index = cells.obs_names if indices is None else cells.obs_names[indices]
+        return pd.DataFrame(expression, index=index, columns=names[chosen])
 
     def posterior_predictive_sample(self, adata=None, indices=None, transform_batch=None, **kwargs):
         """Draws of new values for each cell, as by scvi-tools.
@@ -130,6 +146,11 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         -------
         DataFrame with a row for each gene and comparison.
         """
+        if isinstance(self.adata if not args and kwargs.get("adata") is None else None, MuData):
+            raise InputError(
+                "differential_expression of scvi-tools takes AnnData: load the model's modality "
+                "with setup_anndata."
+            )
         if mode == "change" and self.module.gene_likelihood not in COUNT_LIKELIHOODS:
             unit = np.log(2) if self.module.log_normalize else 1.0
 

@@ -22,7 +22,7 @@ from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from ._minification import MinificationMixin
 from ._module import DisentangleModule
 from ._query_mapping import QueryMappingMixin
-from ._registration import RegistrationMixin
+from ._registration import RegistrationMixin, description, measurements
 from ._saving import SavingMixin
 from ._training_plan import DisentangleTrainingPlan
 from .objectives import ObjectiveSpec
@@ -130,15 +130,17 @@ class DisentangleModel(
         check_options(module_kwargs, _module_options(), "DisentangleModel")
         super().__init__(adata, registry)
         setup_args = self.registry_["setup_args"]
-        values = adata if self.minified_data_type is None else None
+        values, layer = None, None
+        if adata is not None and self.minified_data_type is None:
+            values, layer = measurements(adata, setup_args)
         if values is not None and "log_normalize" not in module_kwargs:
-            module_kwargs["log_normalize"] = _validation.are_counts(values, setup_args["layer"])
+            module_kwargs["log_normalize"] = _validation.are_counts(values, layer)
         if values is not None and module_kwargs["log_normalize"]:
             if "target_sum" not in module_kwargs:
-                module_kwargs["target_sum"] = self._median_library(values)
+                module_kwargs["target_sum"] = self._median_library()
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs)
         if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
-            _validation.check_counts(values, setup_args["layer"], gene_likelihood)
+            _validation.check_counts(values, layer, gene_likelihood)
         self.module = self._module_cls(
             n_input=self.summary_stats.n_vars,
             n_batch=self.summary_stats.n_batch,
@@ -173,11 +175,12 @@ class DisentangleModel(
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood
 
-    def _median_library(self, adata: AnnData) -> float:
+    def _median_library(self) -> float:
         setup_args = self.registry_["setup_args"]
         if key := setup_args.get("size_factor_key"):
-            return float(adata.obs[key].median())
-        return _validation.median_sum(adata, setup_args["layer"])
+            described = description(self.adata, setup_args, "size_factor_key")
+            return float(described.obs[key].median())
+        return _validation.median_sum(*measurements(self.adata, setup_args))
 
     def _state_of(self, key: str) -> Mapping:
         return self.registry_["field_registries"].get(key, {}).get("state_registry", {})

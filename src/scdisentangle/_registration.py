@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from anndata import AnnData
+from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data._utils import _get_adata_minify_type
@@ -12,11 +13,17 @@ from scvi.data.fields import (
     CategoricalJointObsField,
     CategoricalObsField,
     LayerField,
+    MuDataCategoricalJointObsField,
+    MuDataCategoricalObsField,
+    MuDataLayerField,
+    MuDataNumericalJointObsField,
+    MuDataNumericalObsField,
     NumericalJointObsField,
     NumericalObsField,
 )
 
 from . import _validation
+from ._errors import InputError
 from ._likelihoods import COUNT_LIKELIHOODS
 
 
@@ -97,23 +104,128 @@ class RegistrationMixin:
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        modalities: Mapping[str, str],
+        rna_layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        unlabeled_category: str = "Unknown",
+        **kwargs,
+    ) -> None:
+        """Register the fields of one modality of a MuData, and of what describes its cells.
+
+        Parameters
+        ----------
+        mdata
+            Cells with several modalities.
+        modalities
+            Modality by the argument that it is for, ``{"rna_layer": "rna", "batch_key": "rna"}``;
+            arguments that it lacks are columns of ``mdata.obs``.
+        rna_layer
+            Layer with the values. ``None`` is ``.X``.
+        batch_key, labels_key, size_factor_key, categorical_covariate_keys
+            As for :meth:`setup_anndata`.
+        continuous_covariate_keys, unlabeled_category, **kwargs
+            As for :meth:`setup_anndata`.
+
+        Raises
+        ------
+        InputError
+            As for :meth:`setup_anndata`, or if no modality holds the values.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        if modalities.get("rna_layer") not in mdata.mod:
+            raise InputError(
+                f"modalities={dict(modalities)} names no modality with the values. Give one of "
+                f"{', '.join(mdata.mod)}: modalities={{'rna_layer': '{next(iter(mdata.mod))}'}}"
+            )
+        mod_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
+        setup_args = setup_method_args["setup_args"]
+        measured, _ = measurements(mdata, setup_args)
+        _validation.check_keys(measured, rna_layer, {})
+        for argument in ("batch_key", "labels_key", "size_factor_key"):
+            described = description(mdata, setup_args, argument)
+            _validation.check_keys(described, None, {argument: setup_args[argument]})
+        _validation.check_values(measured, rna_layer)
+        if (source_registry := kwargs.get("source_registry")) is not None:
+            cls._check_against(mdata, source_registry, kwargs.get("extend_categories", False))
+        fields = [
+            MuDataLayerField(
+                REGISTRY_KEYS.X_KEY,
+                rna_layer,
+                mod_key=mod_of.rna_layer,
+                mod_required=True,
+                is_count_data=False,
+                correct_data_format=False,
+            ),
+            MuDataCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=mod_of.batch_key),
+            MuDataCategoricalObsField(
+                REGISTRY_KEYS.LABELS_KEY, labels_key, mod_key=mod_of.labels_key
+            ),
+            MuDataNumericalObsField(
+                REGISTRY_KEYS.SIZE_FACTOR_KEY,
+                size_factor_key,
+                mod_key=mod_of.size_factor_key,
+                required=False,
+            ),
+            MuDataCategoricalJointObsField(
+                REGISTRY_KEYS.CAT_COVS_KEY,
+                categorical_covariate_keys,
+                mod_key=mod_of.categorical_covariate_keys,
+            ),
+            MuDataNumericalJointObsField(
+                REGISTRY_KEYS.CONT_COVS_KEY,
+                continuous_covariate_keys,
+                mod_key=mod_of.continuous_covariate_keys,
+            ),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(mdata, **kwargs)
+        cls.register_manager(manager)
+
     @staticmethod
-    def _check_against(adata: AnnData, registry: Mapping, new_categories: bool = False) -> None:
-        """Check an AnnData against the one that the model was trained on."""
+    def _check_against(
+        adata: AnnData | MuData, registry: Mapping, new_categories: bool = False
+    ) -> None:
+        """Check data against those that the model was trained on."""
+        setup_args = registry["setup_args"]
         states = {key: f["state_registry"] for key, f in registry["field_registries"].items()}
-        _validation.check_genes(adata, states[REGISTRY_KEYS.X_KEY]["column_names"])
-        batch_key = registry["setup_args"]["batch_key"]
+        measured, _ = measurements(adata, setup_args)
+        _validation.check_genes(measured, states[REGISTRY_KEYS.X_KEY]["column_names"])
+        batch_key = setup_args["batch_key"]
         if batch_key is not None and not new_categories:
             known = states[REGISTRY_KEYS.BATCH_KEY]["categorical_mapping"]
-            _validation.check_categories(adata, batch_key, known)
+            described = description(adata, setup_args, "batch_key")
+            _validation.check_categories(described, batch_key, known)
 
-    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+    def _validate_anndata(
+        self, adata: AnnData | MuData | None = None, copy_if_view: bool = True
+    ) -> AnnData | MuData:
         if adata is not None and self.get_anndata_manager(adata) is None:
-            layer = self.registry_["setup_args"]["layer"]
             self._check_against(adata, self.registry_)
-            _validation.check_keys(adata, layer, {})
-            _validation.check_values(adata, layer)
+            measured, layer = measurements(adata, self.registry_["setup_args"])
+            _validation.check_keys(measured, layer, {})
+            _validation.check_values(measured, layer)
             counts = self.module.gene_likelihood in COUNT_LIKELIHOODS
-            if counts and _get_adata_minify_type(adata) is None:
-                _validation.check_counts(adata, layer, self.module.gene_likelihood)
+            if counts and _get_adata_minify_type(measured) is None:
+                _validation.check_counts(measured, layer, self.module.gene_likelihood)
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+
+
+def measurements(adata: AnnData | MuData, setup_args: Mapping) -> tuple[AnnData, str | None]:
+    """The AnnData that holds the values, and their layer."""
+    if isinstance(adata, MuData):
+        return adata.mod[setup_args["modalities"]["rna_layer"]], setup_args["rna_layer"]
+    return adata, setup_args["layer"]
+
+
+def description(adata: AnnData | MuData, setup_args: Mapping, argument: str) -> AnnData | MuData:
+    """What holds the column of ``.obs`` that an argument of the registration names."""
+    modality = setup_args.get("modalities", {}).get(argument)
+    return adata if modality is None else adata.mod[modality]

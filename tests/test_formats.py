@@ -1,0 +1,171 @@
+"""A model of an older version, minified data, the hub, and data that are not a plain AnnData."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import scvi
+from huggingface_hub import ModelCard
+from mudata import MuData
+from scvi import dataloaders
+from scvi.hub import HubMetadata, HubModel
+
+from scdisentangle import DisentangleModel, InputError, data
+
+OLD = Path(__file__).parent / "fixtures" / "model_0.1.0"
+SMALL = {"n_hidden": 16, "n_latent_bio": 5, "n_latent_nio": 3}
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return data.simulated(n_cells=200, n_genes=60, seed=0)
+
+
+def fit(adata, **kwargs):
+    scvi.settings.seed = 0
+    adata = adata.copy()
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, **SMALL, **kwargs)
+    model.train(3, enable_progress_bar=False)
+    return model
+
+
+@pytest.fixture
+def model(adata):
+    return fit(adata)
+
+
+def test_a_model_of_an_older_version_gives_what_it_gave():
+    adata = data.simulated(n_cells=60, n_genes=30, n_types=3, n_batches=2, seed=0)
+    rng = np.random.default_rng(0)
+    adata.obs["sex"] = rng.choice(["f", "m"], adata.n_obs)
+    adata.obs["age"] = rng.normal(size=adata.n_obs)
+    model = DisentangleModel.load(OLD, adata=adata)
+    saved = np.load(OLD / "latents.npz")
+    for representation in ("bio", "batch"):
+        np.testing.assert_allclose(
+            model.get_latent_representation(representation=representation),
+            saved[representation],
+            atol=1e-5,
+        )
+    error = model.get_reconstruction_error()["reconstruction_loss"]
+    assert error == pytest.approx(saved["reconstruction_loss"].item(), rel=1e-5)
+    assert set(model.predict()) <= set(adata.obs["celltype"])
+
+
+@pytest.mark.parametrize("options", [{}, {"kl_weight_bio": 0.5, "nio_flow": "variational"}])
+@pytest.mark.parametrize("counts", [False, True])
+def test_minified_data_give_what_the_data_gave(adata, tmp_path, options, counts):
+    model = fit(adata, **options)
+    codes = {
+        r: model.get_latent_representation(representation=r, return_dist=True)
+        for r in ("bio", "batch")
+    }
+    decoded = model.get_normalized_expression(transform_batch="batch_1", n_samples=500)
+    mean, variance = codes["bio"]
+    model.adata.obsm["X_latent_qzm"], model.adata.obsm["X_latent_qzv"] = mean, variance
+    kind = "latent_posterior_parameters" + ("_with_counts" if counts else "")
+    model.minify_adata(kind)
+    assert (model.adata.X.nnz > 0) is counts
+    model.save(tmp_path / "model", save_anndata=True)
+    for minified in (model, DisentangleModel.load(tmp_path / "model")):
+        assert minified.minified_data_type == kind
+        for representation, (mean, variance) in codes.items():
+            found = minified.get_latent_representation(
+                representation=representation, return_dist=True
+            )
+            np.testing.assert_allclose(found[0], mean, atol=1e-6)
+            np.testing.assert_allclose(found[1], variance, atol=1e-6)
+        again = minified.get_normalized_expression(transform_batch="batch_1", n_samples=500)
+        np.testing.assert_allclose(again, decoded, rtol=0.2 if options else 1e-4, atol=1e-4)
+        assert minified.posterior_predictive_sample(indices=[0, 1]).shape == (2, 60)
+        if counts:
+            assert np.isfinite(minified.get_reconstruction_error()["reconstruction_loss"])
+        else:
+            with pytest.raises(ValueError, match="minified"):
+                minified.get_reconstruction_error()
+
+
+def test_the_hub_takes_the_model(model, tmp_path):
+    codes = model.get_latent_representation()
+    folder = str(tmp_path / "model")
+    model.save(folder, save_anndata=True)
+    metadata = HubMetadata.from_dir(folder, anndata_version=ad.__version__)
+    assert metadata.model_cls_name == "DisentangleModel"
+    metadata.model_parent_module = "scdisentangle"
+    card = ModelCard("---\nlicense: bsd-3-clause\n---\nA model.")
+    hub = HubModel(folder, metadata=metadata, model_card=card)
+    np.testing.assert_allclose(hub.model.get_latent_representation(), codes, atol=1e-6)
+
+
+def test_a_modality_of_mudata_gives_what_it_gives_alone(adata, tmp_path):
+    expected = fit(adata)
+    rna = adata.copy()
+    rna.obs["type"] = rna.obs["celltype"].astype(str)
+    protein = ad.AnnData(np.ones((adata.n_obs, 4), np.float32), obs=adata.obs[[]].copy())
+    protein.var_names = [f"protein_{i}" for i in range(4)]
+    mdata = MuData({"protein": protein, "rna": rna})
+    modalities = {"rna_layer": "rna", "batch_key": "rna", "labels_key": "rna"}
+    scvi.settings.seed = 0
+    DisentangleModel.setup_mudata(
+        mdata, modalities, batch_key="batch", labels_key="type", rna_layer="counts"
+    )
+    model = DisentangleModel(mdata, **SMALL, objective={"contrastive": {"positives": "views"}})
+    model.train(3, enable_progress_bar=False)
+    assert model.get_latent_representation().shape == (200, 5)
+    table = model.get_normalized_expression(transform_batch="batch_0", gene_list=["gene_3"])
+    assert list(table.columns) == ["gene_3"]
+    assert list(table.index) == list(mdata.obs_names)
+    np.testing.assert_allclose(model.get_normalized_expression().sum(axis=1), 1, rtol=1e-5)
+    assert set(model.predict()) <= set(adata.obs["celltype"])
+    assert model.module.target_sum == expected.module.target_sum
+    model.save(tmp_path / "model", save_anndata=True)
+    loaded = DisentangleModel.load(tmp_path / "model")
+    np.testing.assert_allclose(
+        loaded.get_latent_representation(), model.get_latent_representation(), atol=1e-6
+    )
+    with pytest.raises(InputError, match="takes AnnData"):
+        model.differential_expression(groupby="rna:celltype")
+    with pytest.raises(InputError, match="protein, rna"):
+        DisentangleModel.setup_mudata(mdata, {"rna_layer": "atac"})
+
+
+def test_backed_data_give_what_data_in_memory_give(adata, model, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r+")
+    model.save(tmp_path / "model")
+    other = DisentangleModel.load(tmp_path / "model", adata=backed)
+    np.testing.assert_allclose(
+        other.get_latent_representation(), model.get_latent_representation(), atol=1e-5
+    )
+    other.train(3, enable_progress_bar=False)
+    assert other.adata.isbacked
+    assert (
+        other.history["train_loss"]["train_loss"].iloc[-1]
+        < model.history["train_loss"]["train_loss"].iloc[0]
+    )
+
+
+@pytest.mark.skipif(
+    not hasattr(dataloaders, "AnnbatchDataModule"), reason="this scvi-tools has no annbatch"
+)
+def test_annbatch_trains_from_disk(adata, tmp_path):
+    pytest.importorskip("annbatch")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    datamodule = DisentangleModel.setup_annbatch(
+        collection_path=str(tmp_path / "cells.zarr"),
+        paths=[str(tmp_path / "cells.h5ad")],
+        batch_key="batch",
+        batch_size=64,
+        chunk_size=8,
+        preload_nchunks=8,
+        preload_to_gpu=False,
+    )
+    scvi.settings.seed = 0
+    model = DisentangleModel(registry=datamodule.registry, **SMALL)
+    model.train(3, datamodule=datamodule, enable_progress_bar=False)
+    assert model.module.n_batch == 3
+    codes = model.get_latent_representation(dataloader=datamodule.inference_dataloader())
+    assert codes.shape == (200, 5)
+    assert len(np.unique(codes.round(4), axis=0)) > 190
