@@ -309,16 +309,16 @@ class DisentangleModel(
 def default_max_epochs(n_obs: int) -> int:
     """Epochs that :meth:`DisentangleModel.train` takes if not told.
 
-    90, but more for less than about 1,000 cells, so that there are 800 minibatches to learn from
-    (at most 400 epochs), and fewer above 20,000 cells, where the number of minibatches stays.
-    Longer training trades biology for mixing.
+    90, but more below about 400 cells, so that there are 300 minibatches to learn from (at most 400
+    epochs), and fewer above 20,000 cells, where the number of minibatches stays. Longer training
+    trades biology for mixing, and few cells seen often are learnt by heart.
 
     Parameters
     ----------
     n_obs
         Number of cells.
     """
-    enough = round(800 * 128 / n_obs)
+    enough = round(300 * 128 / n_obs)
     return max(1, min(max(90, min(enough, 400)), round(90 * 20_000 / n_obs)))
 
 

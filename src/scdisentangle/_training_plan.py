@@ -37,6 +37,10 @@ class DisentangleTrainingPlan(TrainingPlan):
     lr, lr_schedule
         Learning rate, and its course: ``"cosine"`` down to 0, or ``"constant"``, as always with
         ``reduce_lr_on_plateau``.
+    eps
+        Adam's term against division by zero. scvi-tools' 0.01 damps the small gradients with which
+        the contrast of near cells begins, so that it starts late; far less than 0.001 lets few
+        cells be learnt by heart.
     n_epochs_kl_warmup
         Epochs over which the weight of Kullback-Leibler terms rises; ``None`` for no warm-up.
     **kwargs
@@ -61,6 +65,7 @@ class DisentangleTrainingPlan(TrainingPlan):
         dis_ramp: int | float = 0.25,
         lr: float = 3e-3,
         lr_schedule: _schedules.LearningRateSchedule = "cosine",
+        eps: float = 1e-3,
         n_epochs_kl_warmup: int | None = None,
         **kwargs,
     ):
@@ -73,7 +78,7 @@ class DisentangleTrainingPlan(TrainingPlan):
             if value < 0:
                 raise InputError(f"{name}={value} is a standard deviation: give 0 or more.")
         check_choice("lr_schedule", lr_schedule, get_args(_schedules.LearningRateSchedule))
-        super().__init__(module, lr=lr, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
+        super().__init__(module, lr=lr, eps=eps, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
         self.lr_schedule = "constant" if self.reduce_lr_on_plateau else lr_schedule
         self.noise = {"start": noise_start, "end": noise_end, "schedule": noise_schedule}
         self.reconstruction_floor = reconstruction_floor
