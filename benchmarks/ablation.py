@@ -19,6 +19,9 @@ from common import BATCH, LABEL, SETS, load, one_thread, run_all, scores
 HERE = Path(__file__).parent
 EQUAL = {"n_latent_bio": 16, "n_latent_nio": 16}
 
+# The table of the user guide was made with scvi-tools' own eps.
+PLAN = {"eps": 0.01}
+
 
 def only(objective: str, weight: float = 1.0, **options) -> dict:
     """Model options for one objective in place of the default one."""
@@ -98,15 +101,15 @@ def run(job: Mapping) -> dict:
     make = DisentangleModel.as_written if options.pop("as_written", False) else DisentangleModel
     model = make(adata, **options)
     one_thread()
-    began = time.perf_counter()
+    began = time.process_time()
     model.train(
-        plan_kwargs=plan,
+        plan_kwargs={**PLAN, **plan},
         enable_progress_bar=False,
         max_epochs=job["max_epochs"],
         check_val_every_n_epoch=None,
         default_root_dir=str(HERE / "results"),
     )
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     adata.obsm["X_disentangle"] = model.get_latent_representation()
     adata.obsm["X_disentangle_batch"] = model.get_latent_representation(representation="batch")
     return {**scores(adata), "train_s": seconds}
@@ -125,7 +128,7 @@ def table(results: pd.DataFrame) -> pd.DataFrame:
 def as_markdown(medians: pd.DataFrame, n_seeds: int) -> str:
     """The table of the user guide: three numbers a cell, one for each set."""
     lines = [
-        f"{' / '.join(SETS)}, 1,000 cells each, 60 epochs; medians of {n_seeds} seeds or more.\n",
+        f"{' / '.join(SETS)}, 1,000 cells each, 60 epochs; medians of {n_seeds} seeds.\n",
         "| row | variant | " + " | ".join(COLUMNS.values()) + " |",
         "| --- | --- |" + " --- |" * len(COLUMNS),
     ]
