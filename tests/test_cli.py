@@ -166,6 +166,18 @@ def test_an_existing_folder_is_replaced_only_when_asked(source, tmp_path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_link_as_the_folder_is_not_followed(source, tmp_path, capsys):
+    target = tmp_path / "earlier"
+    target.mkdir()
+    (target / "scores.csv").write_text("precious")
+    (tmp_path / "out").symlink_to(target)
+    assert run(source, tmp_path / "out", "--overwrite") == 2
+    assert "is a symbolic link, and is not followed" in error_of(capsys)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert run(source, tmp_path / "dangling") == 2
+    assert [path.name for path in target.iterdir()] == ["scores.csv"]
+
+
 @pytest.mark.parametrize("is_file", [True, False])
 def test_overwrite_spares_what_no_run_has_written(source, tmp_path, capsys, is_file):
     out = tmp_path / "out"

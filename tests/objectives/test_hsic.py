@@ -172,3 +172,13 @@ class TestLocalBatchHSIC:
         assert unlike.leakage(unlike.z) > 0.9
         assert unlike.leakage(local) < 0.7 < unlike.leakage(overall)
         assert unlike.type_accuracy(local) > 0.95
+
+
+@pytest.mark.parametrize("spec", ["hsic", "cka", "batch_hsic"])
+def test_four_cells_are_enough_for_the_unbiased_estimate(make_codes, spec):
+    objective = build_objectives({spec: {"estimator": "unbiased"}}, **SIZES)
+    three, four = (
+        objective(make_codes(n, batch=torch.arange(n) // 2))[spec].item() for n in (3, 4)
+    )
+    assert three == 0
+    assert four != 0
