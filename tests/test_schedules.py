@@ -61,3 +61,7 @@ def test_lengths_are_epochs_or_shares(length, share):
 )
 def test_learning_rate_falls_to_nothing_or_stays(progress, schedule, factor):
     assert _schedules.learning_rate_factor(progress, schedule) == pytest.approx(factor)
+
+
+def test_without_warm_up_the_disentanglement_term_is_whole_from_the_start():
+    assert _schedules.disentanglement_weight(0.0) == 1.0

@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import rbf_kernel
 
 from scdisentangle import InputError
-from scdisentangle.objectives import build_objectives
+from scdisentangle.objectives import build_objectives, mmd
 from scdisentangle.objectives.mmd import mmd2, pairwise_mmd2
 
 SIZES = {"n_latent_bio": 5, "n_latent_nio": 5, "n_batch": 3}
@@ -211,3 +211,28 @@ class TestLocalBatchMMD:
         assert unlike.leakage(unlike.z) > 0.9
         assert unlike.leakage(local) < 0.7 < unlike.leakage(overall)
         assert unlike.type_accuracy(local) > 0.95
+
+
+def test_two_cells_of_each_batch_are_enough(make_codes):
+    codes = make_codes(4, batch=torch.tensor([0, 0, 1, 1]), n_batch=2)
+    z = codes.z_bio.detach().numpy()
+    spec = {"batch_mmd": {"kernel": "gaussian", "sigma": 2.0}}
+    value = build_objectives(spec, n_latent_bio=5, n_latent_nio=5, n_batch=2)(codes)["batch_mmd"]
+    assert value.item() == pytest.approx(reference(z[:2], z[2:], [1 / 8]), rel=1e-4)
+
+
+def test_clusters_weigh_by_how_much_both_batches_have_of_them(make_codes, monkeypatch):
+    cluster, batch = np.array([0] * 6 + [1] * 10), np.array([0, 0, 1, 1, 1, 1] + [0] * 7 + [1] * 3)
+    codes = make_codes(16, batch=torch.tensor(batch), n_batch=2)
+    hard = torch.nn.functional.one_hot(torch.tensor(cluster)).float()
+    monkeypatch.setattr(mmd, "soft_clusters", lambda *_: hard)
+    spec = {"local_batch_mmd": {"kernel": "gaussian", "sigma": 2.0}}
+    sizes = {"n_latent_bio": 5, "n_latent_nio": 5, "n_batch": 2}
+    value = build_objectives(spec, **sizes)(codes)["local_batch_mmd"]
+    z = codes.z_bio.detach().numpy()
+    terms = [
+        reference(z[(cluster == c) & (batch == 0)], z[(cluster == c) & (batch == 1)], [1 / 8])
+        for c in (0, 1)
+    ]
+    weights = [2 * 4 / (2 + 4), 7 * 3 / (7 + 3)]
+    assert value.item() == pytest.approx(np.average(terms, weights=weights), rel=1e-4)

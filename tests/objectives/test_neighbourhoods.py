@@ -34,3 +34,10 @@ def test_more_clusters_than_cells():
     members = soft_clusters(torch.randn(3, 2), 10)
     assert members.shape == (3, 3)
     np.testing.assert_allclose(members.sum(1), np.ones(3), rtol=1e-6)
+
+
+def test_a_cell_of_its_own_is_the_centre_of_its_cluster():
+    z = torch.cat([torch.zeros(9, 2) + 0.01 * torch.randn(9, 2), torch.tensor([[50.0, 0.0]])])
+    members = soft_clusters(z, 2)
+    assert members[9].max() > 0.99
+    assert members[9].argmax() != members[0].argmax()
