@@ -46,6 +46,16 @@ def hsic(kernel_x: Tensor, kernel_y: Tensor, estimator: str = "biased") -> Tenso
     InputError
         If there are too few cells for the unbiased estimate, or the estimator is not known.
 
+    Examples
+    --------
+    The kernel "same batch" of two batches of two cells with itself, (1/n²) tr(KHKH):
+
+    >>> import torch
+    >>> from scdisentangle.objectives.hsic import hsic
+    >>> same_batch = torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
+    >>> float(hsic(same_batch, same_batch))
+    0.25
+
     References
     ----------
     Gretton et al. (2005), Measuring statistical dependence with Hilbert-Schmidt norms, ALT; Song et
@@ -90,6 +100,14 @@ def cka(kernel_x: Tensor, kernel_y: Tensor, estimator: str = "biased") -> Tensor
     Returns
     -------
     Scalar, at most 1; 0 where one of the two does not vary.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scdisentangle.objectives.hsic import cka
+    >>> same_batch = torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
+    >>> float(cka(same_batch, 7 * same_batch))
+    1.0
 
     References
     ----------

@@ -71,6 +71,16 @@ def mmd2(
     InputError
         If the samples differ in dimension, if one is too small, or if an option is not known.
 
+    Examples
+    --------
+    >>> import torch
+    >>> from scdisentangle.objectives.mmd import mmd2
+    >>> x = torch.randn(50, 3)
+    >>> abs(float(mmd2(x, x))) < 1e-5
+    True
+    >>> bool(mmd2(x, x + 5) > 1)
+    True
+
     References
     ----------
     Gretton et al. (2012), A kernel two-sample test, JMLR 13:723. Multi-scale form: Long et al.

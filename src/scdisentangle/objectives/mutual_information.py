@@ -60,6 +60,15 @@ def club(log_likelihoods: Tensor) -> Tensor:
     log_likelihoods
         :math:`\log q(y_j \mid x_i)` in row i and column j, shape ``(n, n)``.
 
+    Examples
+    --------
+    Where x says nothing about y, all rows are the same and the bound is 0:
+
+    >>> import torch
+    >>> from scdisentangle.objectives.mutual_information import club
+    >>> round(float(club(torch.tensor([[-1.0, -2.0], [-1.0, -2.0]]))), 6)
+    0.0
+
     References
     ----------
     Cheng et al. (2020), CLUB: a contrastive log-ratio upper bound of mutual information, ICML.
@@ -82,6 +91,13 @@ def leave_one_out(log_likelihoods: Tensor) -> Tensor:
     ----------
     log_likelihoods
         :math:`\log q(y_j \mid x_i)` in row i and column j, shape ``(n, n)`` with n > 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scdisentangle.objectives.mutual_information import leave_one_out
+    >>> round(float(leave_one_out(torch.tensor([[-1.0, -2.0], [-1.0, -2.0]]))), 6)
+    0.0
 
     References
     ----------

@@ -21,5 +21,12 @@ def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape ``(n_cells,)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scdisentangle.objectives import squared_error
+    >>> squared_error(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor([3., 3.])
     """
     return (x_hat - x).square().sum(-1)

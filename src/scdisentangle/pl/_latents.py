@@ -73,6 +73,14 @@ def latents(
     ------
     InputError
         If a key is missing, or `ax` is given for more than one panel.
+
+    Examples
+    --------
+    >>> import scdisentangle as sd
+    >>> adata = sd.data.simulated_codes(200, n_types=3)
+    >>> axes = sd.pl.latents(adata, ["batch", "celltype"], show=False)
+    >>> axes.shape
+    (2, 3)
     """
     colors = [color] if isinstance(color, str) else list(color)
     titles = _titles(adata, use_rep)

@@ -59,6 +59,15 @@ def losses(
     ------
     InputError
         If there is no history, because the model has not been trained.
+
+    Examples
+    --------
+    >>> import scdisentangle as sd
+    >>> adata = sd.data.simulated(n_cells=200, n_genes=100)
+    >>> sd.DisentangleModel.setup_anndata(adata, batch_key="batch")
+    >>> model = sd.DisentangleModel(adata)
+    >>> model.train(max_epochs=2)
+    >>> axes = sd.pl.losses(model, show=False)
     """
     history = getattr(history, "history", history)
     panels = _panels(history or {})

@@ -39,6 +39,14 @@ def pca(
     ------
     InputError
         If the layer is missing or values are not finite.
+
+    Examples
+    --------
+    >>> import scdisentangle as sd
+    >>> adata = sd.data.simulated(n_cells=200, n_genes=100)
+    >>> sd.pp.pca(adata, n_comps=10)
+    >>> adata.obsm["X_pca"].shape
+    (200, 10)
     """
     adata.obsm[key_added] = components(adata, n_comps, layer, seed=seed)
 

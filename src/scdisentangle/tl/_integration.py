@@ -73,6 +73,14 @@ def integration_scores(
     InputError
         If a key is missing, or there are fewer than two batches or labels or 91 cells to score.
 
+    Examples
+    --------
+    >>> import scdisentangle as sd
+    >>> adata = sd.data.simulated_codes(200, n_types=3)
+    >>> scores = sd.tl.integration_scores(adata, "batch", "celltype", progress_bar=False)
+    >>> bool(scores.at["X_disentangle", "Total"] > scores.at["X_pca", "Total"])
+    True
+
     References
     ----------
     Luecken et al., Benchmarking atlas-level data integration in single-cell genomics, Nature

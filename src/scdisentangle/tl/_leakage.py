@@ -81,6 +81,14 @@ def leakage(
     ------
     InputError
         If a key is missing, or `min_cells` is below the five that the folds need.
+
+    Examples
+    --------
+    >>> import scdisentangle as sd
+    >>> adata = sd.data.simulated_codes(400, n_types=3, leak=1.0)
+    >>> table = sd.tl.leakage(adata, "batch", "celltype").set_index(["code", "target", "within"])
+    >>> bool(table.loc[("z_bio", "batch", "mean over labels"), "balanced_accuracy"] > 0.9)
+    True
     """
     check_obs(adata, (batch_key, label_key))
     check_obsm(adata, (use_rep, use_rep_batch))

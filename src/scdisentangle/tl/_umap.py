@@ -81,6 +81,14 @@ def umap(
     ------
     InputError
         If a key is missing or the cells are fewer than four.
+
+    Examples
+    --------
+    >>> import scdisentangle as sd
+    >>> adata = sd.data.simulated_codes(200, n_types=3)
+    >>> sd.tl.umap(adata, "X_disentangle")
+    >>> adata.obsm["X_disentangle_umap"].shape
+    (200, 2)
     """
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     check_obsm(adata, keys)
