@@ -1,11 +1,17 @@
 import os
+import shutil
 from datetime import date
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 project = "scdisentangle"
 author = "scdisentangle developers"
 copyright = f"{date.today():%Y}, {author}"
 version = release = installed_version("scdisentangle")
+
+# Sphinx reads nothing outside its folder; the notebooks live beside it, where people look for them.
+here = Path(__file__).parent
+shutil.copytree(here.parent / "tutorials", here / "tutorials", dirs_exist_ok=True)
 
 extensions = [
     "myst_nb",
