@@ -13,7 +13,15 @@ from scdisentangle import DisentangleModel, _integrate
 from scdisentangle._cli import main
 from scdisentangle.data import simulated
 
-RESULTS = ["adata.h5ad", "history.csv", "latents.png", "losses.png", "model", "scores.csv"]
+RESULTS = [
+    "adata.h5ad",
+    "history.csv",
+    "latents.png",
+    "losses.png",
+    "model",
+    "report.png",
+    "scores.csv",
+]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +79,7 @@ def test_default_run_scores(default_run):
     assert set(leakage["embedding"]) == {"X_unintegrated", "X_disentangle", "X_disentangle_batch"}
     assert {"all", "mean over labels", "type_0", "batch_1"} <= set(leakage["within"])
     assert scores["value"].between(0, 1).all()
+    assert leakage["p_value"].between(0, 1, inclusive="right").all()
     stored = ad.read_h5ad(default_run / "adata.h5ad").uns["integration_scores"]
     total = integration.set_index(["embedding", "metric"])["value"]
     assert total["X_disentangle", "Total"] == pytest.approx(stored.loc["X_disentangle", "Total"])
@@ -98,7 +107,7 @@ def test_input_keeps_its_genes_its_keys_and_is_not_scored_without_labels(
     np.testing.assert_array_equal(written.obsm["X_pca"], adata.obsm["X_pca"])
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
     assert set(scores["kind"]) == {"leakage"}
-    assert set(scores["metric"]) == {"batch from code"}
+    assert set(scores["metric"]) == {"batch from code", "cluster from code"}
     output = capsys.readouterr().out
     for step, name in enumerate(["Read", "Select", "Train", "Embed", "Score", "Draw", "Write"], 1):
         assert f"[{step}/7] {name}" in output

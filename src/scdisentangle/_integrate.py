@@ -20,7 +20,7 @@ from rich.console import Console
 from . import _output, data, pl, pp, tl
 from ._errors import InputError
 from ._model import DisentangleModel, default_max_epochs
-from ._report import leakage_table, scores_table
+from ._report import scores_table
 from .tl._checks import check_obs
 
 UNINTEGRATED, BIO, BATCH = "X_unintegrated", "X_disentangle", "X_disentangle_batch"
@@ -35,7 +35,7 @@ def integrate(arguments: argparse.Namespace) -> None:
         steps.expect(_expected_seconds(adata, arguments))
         model = _train(adata, arguments, steps, folder)
         _embed(adata, model, steps)
-        tables = _score(adata, arguments, steps, folder)
+        tables = _score(adata, model, arguments, steps, folder)
         _draw(adata, model, arguments, steps, folder)
         steps.start("Write", f"{arguments.out}/")
         model.save(str(folder / _output.MODEL))
@@ -87,7 +87,7 @@ def _expected_seconds(adata: ad.AnnData, arguments: argparse.Namespace) -> dict[
         "Select": 1 + 0.2 * thousands,
         "Train": 2 + 0.4 * epochs * thousands,
         "Embed": 1 + 0.1 * thousands,
-        "Score": 2 + thousands + scored,
+        "Score": 4 + 2 * thousands + scored,
         "Draw": 10 + 8 * thousands,
         "Write": 1 + 0.1 * thousands,
     }
@@ -140,27 +140,28 @@ def _embed(adata: ad.AnnData, model: DisentangleModel, steps: _Steps) -> None:
 
 
 def _score(
-    adata: ad.AnnData, arguments: argparse.Namespace, steps: _Steps, folder: Path
+    adata: ad.AnnData,
+    model: DisentangleModel,
+    arguments: argparse.Namespace,
+    steps: _Steps,
+    folder: Path,
 ) -> list[object]:
     """Write the scores and return them as tables to print."""
     batch_key, label_key = arguments.batch_key, arguments.label_key
-    steps.start("Score", "leakage" if label_key is None else "leakage and integration")
-    codes = {"z_bio": BIO, "z_nio": BATCH}
-    leakage = tl.leakage(
-        adata, batch_key, label_key, use_rep=BIO, use_rep_batch=BATCH, seed=arguments.seed
-    ).replace({"code": codes})
-    with warnings.catch_warnings(action="ignore"):  # the same groups are left out again
-        before = tl.leakage(
-            adata,
+    steps.start("Score", "the codes" if label_key is None else "the codes and the integration")
+    report = scores = None
+    try:
+        report = tl.disentanglement_report(
+            model,
             batch_key,
             label_key,
-            use_rep=UNINTEGRATED,
-            use_rep_batch=None,
-            key_added="leakage_unintegrated",
+            unintegrated=UNINTEGRATED,
             seed=arguments.seed,
-        ).replace({"code": {"z_bio": UNINTEGRATED}})
-    leakage = pd.concat([before, leakage], ignore_index=True)
-    scores = None
+            progress_bar=False,
+        )
+        adata.uns["disentanglement"] = model.adata.uns["disentanglement"]
+    except InputError as error:
+        warnings.warn(f"The codes were not scored. {error}", stacklevel=2)
     if label_key is not None:
         try:
             scores = tl.integration_scores(
@@ -168,28 +169,26 @@ def _score(
             )
         except InputError as error:
             warnings.warn(f"Integration was not scored. {error}", stacklevel=2)
-    _tidy(leakage, scores).to_csv(folder / _output.SCORES, index=False)
-    tables = [leakage_table(leakage)]
-    return tables if scores is None else [scores_table(scores), *tables]
+    _tidy(report, scores).to_csv(folder / _output.SCORES, index=False)
+    return [
+        *([] if scores is None else [scores_table(scores)]),
+        *([] if report is None else [report]),
+    ]
 
 
-def _tidy(leakage: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:
+def _tidy(report: tl.DisentanglementReport | None, scores: pd.DataFrame | None) -> pd.DataFrame:
     """One row for each number: what was measured, of which embedding, and what chance gives."""
-    probes = pd.DataFrame(
-        {
-            "kind": "leakage",
-            "embedding": leakage["code"],
-            "metric": leakage["target"] + " from code",
-            "within": leakage["within"],
-            "value": leakage["balanced_accuracy"],
-            "chance": leakage["chance"],
-        }
-    )
-    if scores is None:
-        return probes
-    metrics = scores.rename_axis("embedding").reset_index()
-    metrics = metrics.melt("embedding", var_name="metric").assign(kind="integration", within="all")
-    return pd.concat([metrics, probes])[probes.columns]
+    columns = ["kind", "embedding", "metric", "within", "value", "chance", "p_value"]
+    parts = []
+    if scores is not None:
+        metrics = scores.rename_axis("embedding").reset_index().melt("embedding", var_name="metric")
+        parts.append(metrics.assign(kind="integration", within="all"))
+    if report is not None:
+        probes = report.table[report.table["measure"] == "balanced_accuracy"]
+        keys = {"z_bio": BIO, "z_nio": BATCH, "unintegrated": UNINTEGRATED}
+        embedding, metric = probes["code"].map(keys), probes["target"] + " from code"
+        parts.append(probes.assign(kind="leakage", embedding=embedding, metric=metric))
+    return (pd.concat(parts) if parts else pd.DataFrame()).reindex(columns=columns)
 
 
 def _draw(
@@ -199,7 +198,7 @@ def _draw(
     steps: _Steps,
     folder: Path,
 ) -> None:
-    steps.start("Draw", "UMAPs before and after, and the losses")
+    steps.start("Draw", "UMAPs before and after, the losses and the report")
     titles = {
         UNINTEGRATED: "Unintegrated PCA",
         BIO: r"$z_\mathrm{bio}$",
@@ -212,6 +211,8 @@ def _draw(
     try:
         pl.latents(adata, colors, use_rep=titles, show=False, save=folder / _output.LATENTS)
         pl.losses(model, show=False, save=folder / _output.LOSSES)
+        if "disentanglement" in adata.uns:
+            pl.report(adata, show=False, save=folder / _output.REPORT)
     finally:
         plt.close("all")
         plt.switch_backend(previous)

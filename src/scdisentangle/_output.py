@@ -15,7 +15,8 @@ HISTORY = "history.csv"
 SCORES = "scores.csv"
 LATENTS = "latents.png"
 LOSSES = "losses.png"
-_RESULTS = {ADATA, MODEL, HISTORY, SCORES, LATENTS, LOSSES}
+REPORT = "report.png"
+_RESULTS = {ADATA, MODEL, HISTORY, SCORES, LATENTS, LOSSES, REPORT}
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:

@@ -174,7 +174,7 @@ class DisentanglementReport:
             yield Text(words)
 
     def __repr__(self) -> str:
-        console = Console(file=StringIO(), width=100)
+        console = Console(file=StringIO(), width=100, color_system=None, force_jupyter=False)
         console.print(self)
         return console.file.getvalue().rstrip()
 

@@ -157,7 +157,8 @@ def _batch_in_bio(evidence: Evidence) -> Finding | None:
     )
     words = (
         f"The batch is still readable from z_bio in {where}: on average a probe is right at "
-        f"{mean['balanced_accuracy']:.2f}, by luck at {mean['luck']:.2f}"
+        f"{mean['balanced_accuracy']:.2f} (logistic regression {mean['logistic']:.2f}, nearest "
+        f"neighbours {mean['neighbors']:.2f}), by luck at {mean['luck']:.2f}"
     )
     before, _ = _rows(evidence.table, "unintegrated", "batch", groups)
     words += (
@@ -169,8 +170,9 @@ def _batch_in_bio(evidence: Evidence) -> Finding | None:
         "batch in z_bio",
         severity,
         words,
-        "Against the batch in z_bio: raise lambda_dis step by step, or combine objectives, "
-        "objective={'contrastive': 0.5, 'local_batch_mmd': 0.4}.",
+        "Against the batch in z_bio: train longer, raise lambda_dis step by step, or combine "
+        "objectives, objective={'contrastive': 1.0, 'local_batch_mmd': 0.1}; then look here again, "
+        "since too much of it merges types.",
     )
 
 
