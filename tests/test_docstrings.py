@@ -48,8 +48,9 @@ def public_functions():
 def _quiet(monkeypatch, tmp_path):
     """Messages are not what an example shows, and what it writes goes elsewhere."""
     monkeypatch.chdir(tmp_path)
-    for name in ("scdisentangle", "lightning.pytorch", "scvi"):
-        monkeypatch.setattr(logging.getLogger(name), "disabled", True)
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("test", examples(), ids=lambda test: test.name)

@@ -1,7 +1,6 @@
 """Every cell of every tutorial runs: with few cells and few epochs, and without a network."""
 
 import json
-import logging
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -37,7 +36,6 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(sc.datasets, "pbmc3k", no_network)
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     monkeypatch.setitem(scdisentangle.objectives.OBJECTIVES, "batch_means", None)  # taken back
-    monkeypatch.setattr(logging.getLogger("scdisentangle"), "disabled", True)
     monkeypatch.chdir(tmp_path)
 
 
