@@ -300,7 +300,7 @@ class DisentangleModel(
                     plan_kwargs=plan_kwargs,
                     **{"inference_mode": False, **kwargs},
                 )
-        except NonFiniteError:
+        except (NonFiniteError, KeyboardInterrupt):
             self.module.eval()
             self.is_trained_ = True
             raise

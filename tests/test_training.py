@@ -1,0 +1,180 @@
+"""Loggers, checkpoints, tuning, several processes and lower precision, as in scvi-tools."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from scvi.train import SaveCheckpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scdisentangle import DisentangleModel, data
+
+
+def fit(max_epochs=3, plan_kwargs=None, objective="contrastive", **kwargs):
+    scvi.settings.seed = 0
+    adata = data.simulated(n_cells=200, n_genes=60, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=16, objective=objective)
+    model.train(max_epochs, enable_progress_bar=False, plan_kwargs=plan_kwargs, **kwargs)
+    return model
+
+
+def test_a_csv_logger_holds_the_terms(tmp_path):
+    fit(logger=CSVLogger(tmp_path))
+    table = pd.read_csv(next(tmp_path.rglob("metrics.csv")))
+    assert {"classification_loss_train", "contrastive_validation"} <= set(table.columns)
+    assert table["classification_loss_train"].notna().sum() == 3
+
+
+def test_tensorboard_holds_the_terms(tmp_path):
+    fit(logger=TensorBoardLogger(tmp_path))
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent)).Reload()
+    assert len(events.Scalars("contrastive_train")) == 3
+
+
+def test_the_best_checkpoint_is_a_model(tmp_path):
+    monitor = "reconstruction_loss_validation"
+    model = fit(
+        6,
+        enable_checkpointing=True,
+        callbacks=[SaveCheckpoint(str(tmp_path), monitor=monitor, load_best_on_end=False)],
+    )
+    best = DisentangleModel.load(str(next(tmp_path.iterdir())), adata=model.adata)
+    curve = model.history[monitor][monitor].to_numpy(dtype=float)
+    saved = best.get_reconstruction_error(indices=model.validation_indices)
+    assert float(saved["reconstruction_loss"]) == pytest.approx(curve.min(), rel=1e-3)
+
+
+def test_training_stops_early_on_a_validation_term():
+    model = fit(
+        30,
+        early_stopping=True,
+        early_stopping_monitor="contrastive_validation",
+        early_stopping_patience=2,
+        early_stopping_min_delta=1e6,
+    )
+    assert len(model.history["train_loss"]) == 3
+
+
+def test_ctrl_c_leaves_a_usable_model(tmp_path):
+    scvi.settings.seed = 0
+    adata = data.simulated(n_cells=200, n_genes=60, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=16)
+    inference, calls = model.module.inference, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return inference(*args, **kwargs)
+
+    model.module.inference = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.train(50, enable_progress_bar=False)
+    model.module.inference = inference
+    assert not model.module.training
+    codes = model.get_latent_representation()
+    assert np.isfinite(codes).all()
+    model.save(tmp_path / "model")
+    loaded = DisentangleModel.load(tmp_path / "model", adata=adata)
+    np.testing.assert_allclose(loaded.get_latent_representation(), codes, atol=1e-6)
+    model.train(2, enable_progress_bar=False)
+    assert model.is_trained
+
+
+def test_autotune_chooses_among_our_options(tmp_path, monkeypatch):
+    from ray import tune
+    from scvi.autotune import run_autotune
+
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    adata = data.simulated(n_cells=100, n_genes=40, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    found = run_autotune(
+        DisentangleModel,
+        adata,
+        metrics="reconstruction_loss_validation",
+        mode="min",
+        search_space={
+            "model_params": {
+                "n_hidden": tune.choice([8, 16]),
+                "objective": tune.choice([{"hsic": 0.5}, "contrastive"]),
+                "nio_flow": tune.choice(["detached"]),
+            },
+            "train_params": {"max_epochs": 1, "plan_kwargs": {"lr": tune.loguniform(1e-4, 1e-2)}},
+        },
+        num_samples=2,
+        seed=0,
+        scheduler="fifo",
+        searcher="random",
+        resources={"cpu": 1},
+        logging_dir=str(tmp_path),
+    )
+    table = found.result_grid.get_dataframe()
+    assert len(table) == 2
+    assert np.isfinite(table["reconstruction_loss_validation"]).all()
+    assert set(table["config/model_params/nio_flow"]) == {"detached"}
+
+
+DISTRIBUTED = """
+import sys, os
+import numpy as np, scvi, torch
+from scdisentangle import DisentangleModel, data
+torch.set_num_threads(1)
+scvi.settings.seed = 0
+adata = data.simulated(n_cells=200, n_genes=60, seed=0)
+DisentangleModel.setup_anndata(adata, batch_key="batch")
+model = DisentangleModel(adata, n_hidden=16, objective=sys.argv[2])
+model.train(
+    3, accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true",
+    enable_progress_bar=False, batch_size=32,
+    datasplitter_kwargs={"drop_dataset_tail": True, "drop_last": False},
+)
+np.save(sys.argv[1] + os.environ.get("LOCAL_RANK", "0"), model.get_latent_representation())
+"""
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "batch_mmd"])
+def test_two_processes_end_with_the_same_codes(tmp_path, objective):
+    script = tmp_path / "distributed.py"
+    script.write_text(DISTRIBUTED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "rank"), objective],
+        check=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    first, second = (np.load(tmp_path / f"rank{rank}.npy") for rank in (0, 1))
+    np.testing.assert_array_equal(first, second)
+    assert len(np.unique(first.round(4), axis=0)) == 200
+
+
+def correlation(model, other):
+    return np.corrcoef(
+        model.get_latent_representation().ravel(), other.get_latent_representation().ravel()
+    )[0, 1]
+
+
+def test_bfloat16_agrees_with_float32():
+    """Latents of the same cells correlate by 0.99, and the error is within 1 %."""
+    full, half = fit(10), fit(10, precision="bf16-mixed")
+    assert correlation(full, half) > 0.99
+    errors = [float(m.get_reconstruction_error()["reconstruction_loss"]) for m in (full, half)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.01)
+    assert half.module.log_dispersion.dtype == torch.float32
+
+
+def test_a_compiled_model_agrees_with_an_eager_one():
+    """Latents of the same cells agree within 0.01."""
+    eager, compiled = fit(3), fit(3, {"compile": True, "compile_kwargs": {"backend": "aot_eager"}})
+    np.testing.assert_allclose(
+        compiled.get_latent_representation(), eager.get_latent_representation(), atol=0.01
+    )
