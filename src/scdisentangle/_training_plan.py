@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import get_args
 
+import torch
 from scvi.train import TrainingPlan
 from torch import Tensor
 
@@ -175,6 +176,11 @@ class DisentangleTrainingPlan(TrainingPlan):
             for optimizer in optimizers:
                 optimizer.step()
         return loss
+
+    @torch.no_grad()
+    def compute_and_log_metrics(self, *args, **kwargs) -> None:
+        """As in scvi-tools, but out of inference mode, whose tensors processes cannot average."""
+        inspect.unwrap(TrainingPlan.compute_and_log_metrics)(self, *args, **kwargs)
 
     def configure_optimizers(self):
         """The optimiser of scvi-tools, and one of their own for the objectives' estimators."""
