@@ -3,6 +3,7 @@ import importlib
 import inspect
 import logging
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +65,11 @@ def test_examples_give_what_they_show(test):
 @pytest.mark.parametrize("function", list(public_functions()))
 def test_public_functions_have_an_example(function):
     assert ">>> " in (inspect.getdoc(function) or "")
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_public_names_are_in_the_api_reference(namespace):
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text().split()
+    names = importlib.import_module(f"scdisentangle.{namespace}".rstrip(".")).__all__
+    listed = {f"{namespace}.{name}".lstrip(".") for name in names if name not in NAMESPACES}
+    assert listed <= set(page)

@@ -71,9 +71,9 @@ def batch_effect(
         _, ax = plt.subplots(figsize=size, layout="constrained")
     limit = float(np.abs(chosen.to_numpy()).max()) or 1.0
     image = ax.imshow(chosen.to_numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    ax.set_xticks(range(chosen.shape[1]), chosen.columns)
-    if max(len(str(name)) for name in chosen.columns) > 4:
-        plt.setp(ax.get_xticklabels(), rotation=45, ha="left", rotation_mode="anchor")
+    longest = max(len(str(name)) for name in chosen.columns)
+    slanted = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"} if longest > 8 else {}
+    ax.set_xticks(range(chosen.shape[1]), chosen.columns, **slanted)
     ax.set_yticks(range(len(chosen)), chosen.index, size="small")
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
