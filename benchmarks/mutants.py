@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="so many mutants, at random (default: all)")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--only", help="files whose name holds this")
+    parser.add_argument("--again", type=Path, help="table of a run, of which to try the survivors")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(SOURCE.parent))
@@ -171,13 +172,21 @@ def main() -> None:
     import umap  # noqa: F401
 
     torch.set_num_threads(1)
-    jobs = []
+    jobs, again = [], None
+    if arguments.again:
+        with arguments.again.open() as file:
+            again = [row[:3] for row in csv.reader(file) if row[-1] == "False"]
     for path, (tests, functions) in targets().items():
         tree = ast.parse(path.read_text())
         if arguments.only and arguments.only not in path.name:
             continue
-        assert survives(path, tree, tests), f"the tests of {path.name} fail without any change"
-        jobs += [(path, tests, functions, i) for i, _ in enumerate(sites(tree, functions))]
+        if again is None:
+            assert survives(path, tree, tests), f"the tests of {path.name} fail without any change"
+        jobs += [
+            (path, tests, functions, i)
+            for i, node in enumerate(sites(tree, functions))
+            if again is None or [path.name, str(node.lineno), ast.unparse(node)] in again
+        ]
     n_all = len(jobs)
     if arguments.sample is not None:
         jobs = random.Random(0).sample(jobs, min(arguments.sample, n_all))
