@@ -128,7 +128,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         self._require_likelihood("get_likelihood_parameters", OVERDISPERSED)
         return super().get_likelihood_parameters(*args, **kwargs)
 
-    def differential_expression(self, *args, mode: str = "vanilla", **kwargs):
+    def differential_expression(self, adata=None, *args, mode: str = "vanilla", **kwargs):
         """Compare groups of cells gene by gene, as by scvi-tools' method of this name.
 
         For ``gene_likelihood="mse"`` and ``"normal"``, the change of ``mode="change"`` is the
@@ -136,6 +136,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
 
         Parameters
         ----------
+        adata
+            As for :meth:`get_latent_representation`.
         *args, **kwargs
             ``groupby``, ``group1``, ``group2``, ``batch_correction``, ``delta``, … as in
             scvi-tools.
@@ -146,7 +148,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         -------
         DataFrame with a row for each gene and comparison.
         """
-        if isinstance(self.adata if not args and kwargs.get("adata") is None else None, MuData):
+        if isinstance(self.adata if adata is None else adata, MuData):
             raise InputError(
                 "differential_expression of scvi-tools takes AnnData: load the model's modality "
                 "with setup_anndata."
@@ -158,7 +160,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
                 return (x - y) / unit
 
             kwargs = {"change_fn": change, "pseudocounts": 0.0, **kwargs}
-        return super().differential_expression(*args, mode=mode, **kwargs)
+        return super().differential_expression(adata, *args, mode=mode, **kwargs)
 
     def get_elbo(self, *args, **kwargs):
         """Evidence lower bound, as by scvi-tools; higher is better.
