@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
+from scipy.special import softmax
+from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
@@ -41,3 +46,29 @@ def test_a_cell_of_its_own_is_the_centre_of_its_cluster():
     members = soft_clusters(z, 2)
     assert members[9].max() > 0.99
     assert members[9].argmax() != members[0].argmax()
+
+
+def test_centres_are_those_of_five_steps_of_k_means_from_points_far_apart():
+    points = np.random.default_rng(1).normal(size=(400, 2))
+    start = [np.square(points - points.mean(0)).sum(1).argmin()]
+    for _ in range(7):
+        start.append(cdist(points, points[start]).min(1).argmax())
+    centres = points[start]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # five steps are too few to converge, as they should be
+        centres, six = (
+            KMeans(8, init=points[start], n_init=1, max_iter=n, tol=0).fit(points).cluster_centers_
+            for n in (5, 6)
+        )
+    assert np.abs(centres - six).max() > 1e-3
+    squared = cdist(points, centres, "sqeuclidean")
+    expected = softmax(-squared / squared.min(1).mean(), axis=1)
+    np.testing.assert_allclose(soft_clusters(torch.tensor(points), 8), expected, atol=1e-6)
+
+
+def test_clusters_in_one_place_share_its_cells():
+    places = torch.tensor([[5.0, 5.0], [9.0, 5.0], [5.0, 9.0]])
+    members = soft_clusters(places.repeat(4, 1), 5)
+    n_sharing = (members > 0).sum(1)
+    assert n_sharing[:3].sum() == 5
+    np.testing.assert_allclose(members[members > 0], (1 / n_sharing).repeat_interleave(n_sharing))
