@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from scdisentangle import DisentangleModel, InputError, _interruption, data
 
@@ -81,6 +82,21 @@ def test_the_checkpoint_itself_changes_nothing(tmp_path):
     written = new_model()
     train(written, checkpoint=tmp_path / "state")
     assert_same_training(written, plain)
+
+
+def test_a_run_with_a_logger_of_its_own_goes_on(tmp_path):
+    expected = new_model()
+    train(expected)
+    first = new_model()
+    at_minibatch(first, 2 * MINIBATCHES + 3, interrupt)
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        train(first, checkpoint=state, logger=CSVLogger(tmp_path / "first"))
+    second = new_model()
+    train(second, checkpoint=state, logger=CSVLogger(tmp_path / "second"))
+    np.testing.assert_array_equal(
+        second.get_latent_representation(), expected.get_latent_representation()
+    )
 
 
 KILLED = """

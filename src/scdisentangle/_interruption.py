@@ -80,7 +80,7 @@ class Resuming(Callback):
             "random": _random_state(),
             "history": {
                 name: (table.index.name, table.index.tolist(), table[name].astype(float).tolist())
-                for name, table in trainer.logger.history.items()
+                for name, table in getattr(trainer.logger, "history", {}).items()
             },
         }
 
@@ -131,6 +131,8 @@ def _set_random_state(state: dict) -> None:
 
 
 def _set_history(trainer: Trainer, history: dict) -> None:
+    if not hasattr(trainer.logger, "history"):  # a logger that keeps its own files
+        return
     trainer.logger.experiment.data.update(
         {
             name: pd.DataFrame({name: values}, index=pd.Index(index, name=index_name))
