@@ -336,13 +336,14 @@ def test_dispersions_are_as_many_as_asked_for(adata):
         ("use_observed_lib_size", True, False),
         ("latent_distribution", "normal", "ln"),
         ("batch_representation", "one-hot", "embedding"),
+        ("batch_embedding_kwargs", None, {"embedding_dim": 3}),
     ],
 )
 def test_options_of_scvi_without_a_choice_say_why(adata, option, ours, other):
     adata = adata.copy()
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     DisentangleModel(adata, **{option: ours})
-    with pytest.raises(InputError, match=f"{option}={ours!r} is settled. [AV]"):
+    with pytest.warns(UserWarning, match=f"{option}={ours!r} always, whatever is asked for. [AV]"):
         DisentangleModel(adata, **{option: other})
 
 

@@ -253,3 +253,13 @@ def test_objectives_see_labels_only_where_there_are_any(tensors, n_labels, unlab
     outputs, *_ = module(tensors)
     found = module._codes(tensors, outputs).labels
     assert found is None if seen is None else found[:3].tolist() == seen
+
+
+def test_variance_is_what_its_activation_makes_of_the_encoder(tensors):
+    module = make(kl_weight_bio=1.0, var_activation=torch.nn.Softplus())
+    head = module.encoder.bio_head
+    torch.nn.init.zeros_(head.log_variance.weight)
+    torch.nn.init.constant_(head.log_variance.bias, 2.0)
+    outputs = module.inference(**module._get_inference_input(tensors))
+    expected = np.full((N_CELLS, 4), np.log1p(np.exp(2.0)))
+    np.testing.assert_allclose(outputs["q_bio"].variance.detach(), expected, rtol=1e-3)

@@ -241,3 +241,19 @@ def test_weights_that_do_not_fit(saved):
 def test_no_model_there(tmp_path):
     with pytest.raises(InputError, match=r"no model file.*nothing.*save\(\)"):
         DisentangleModel.load(tmp_path / "nothing", adata=False)
+
+
+def test_a_model_with_an_activation_of_its_own_loads(tmp_path):
+    adata = data.simulated(n_cells=60, n_genes=30)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    options = {"kl_weight_bio": 1.0, "var_activation": torch.nn.Softplus()}
+    model = DisentangleModel(adata, n_hidden=8, **options)
+    model.train(1, enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    loaded = DisentangleModel.load(tmp_path / "model", adata=adata)
+    for found, expected in zip(
+        loaded.get_latent_representation(return_dist=True),
+        model.get_latent_representation(return_dist=True),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)

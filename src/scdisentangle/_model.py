@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from . import _validation
-from ._errors import InputError, NonFiniteError, check_options
+from ._errors import NonFiniteError, check_options
 from ._expression import ExpressionMixin
 from ._interruption import exit_as_asked, resume_arguments
 from ._labels import LabelMixin
@@ -41,6 +41,10 @@ SETTLED = {
     "batch_representation": (
         "one-hot",
         "A batch has a learned code already, its z_nio: see get_batch_representation().",
+    ),
+    "batch_embedding_kwargs": (
+        None,
+        "A batch has a learned code of n_latent_nio dimensions: see get_batch_representation().",
     ),
 }
 """Options of scVI that the method leaves no choice in: their value here, and why."""
@@ -126,7 +130,11 @@ class DisentangleModel(
         n_latent_bio = n_latent or n_latent_bio
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
-                raise InputError(f"{option}={settled!r} is settled. {reason}")
+                warnings.warn(
+                    f"{option}={settled!r} always, whatever is asked for. {reason}",
+                    UserWarning,
+                    stacklevel=settings.warnings_stacklevel,
+                )
         check_options(module_kwargs, _module_options(), "DisentangleModel")
         super().__init__(adata, registry)
         setup_args = self.registry_["setup_args"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -100,6 +100,8 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
     kl_weight_bio, kl_weight_nio
         Weight of the Kullback-Leibler term of each code, as a share of the evidence lower bound's.
         ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
+    var_activation
+        Maps the output of a variational encoder to a variance, the exponential if ``None``.
     class_balanced
         Whether every batch weighs the same in :math:`L_{cls}`, whatever its number of cells.
     unlabeled_code
@@ -135,6 +137,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         lambda_dis: float | None = None,
         kl_weight_bio: float = 0.0,
         kl_weight_nio: float = 1.0,
+        var_activation: Callable[[Tensor], Tensor] | None = None,
         class_balanced: bool = False,
         unlabeled_code: int | None = None,
     ):
@@ -168,6 +171,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             shared=encoder == "shared",
             variational_bio=kl_weight_bio > 0,
             variational_nio=nio_flow == "variational",
+            var_activation=var_activation,
             n_hidden=n_hidden,
             n_layers=n_layers,
             dropout_rate=dropout_rate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from scvi.nn import FCLayers
@@ -21,10 +21,19 @@ class CodeHead(nn.Module):
         Dimensions of the code.
     variational
         Whether to learn a variance too.
+    var_activation
+        Maps the last layer's output to a variance, the exponential if ``None``.
     """
 
-    def __init__(self, n_hidden: int, n_latent: int, variational: bool):
+    def __init__(
+        self,
+        n_hidden: int,
+        n_latent: int,
+        variational: bool,
+        var_activation: Callable[[Tensor], Tensor] | None = None,
+    ):
         super().__init__()
+        self.var_activation = var_activation
         self.mean = nn.Linear(n_hidden, n_latent)
         self.log_variance = nn.Linear(n_hidden, n_latent) if variational else None
 
@@ -33,7 +42,10 @@ class CodeHead(nn.Module):
         mean = self.mean(h)
         if self.log_variance is None:
             return mean, None
-        return mean, Normal(mean, (0.5 * self.log_variance(h)).exp() + 1e-4)
+        output = self.log_variance(h)
+        if self.var_activation is None:
+            return mean, Normal(mean, (0.5 * output).exp() + 1e-4)
+        return mean, Normal(mean, self.var_activation(output).sqrt() + 1e-4)
 
 
 class TwoCodeEncoder(nn.Module):
@@ -52,6 +64,8 @@ class TwoCodeEncoder(nn.Module):
         One trunk with two heads, instead of two encoders.
     variational_bio, variational_nio
         Whether each code has a posterior variance.
+    var_activation
+        As in :class:`CodeHead`.
     **layers
         Keyword arguments for :class:`scvi.nn.FCLayers`.
     """
@@ -67,6 +81,7 @@ class TwoCodeEncoder(nn.Module):
         shared: bool,
         variational_bio: bool,
         variational_nio: bool,
+        var_activation: Callable[[Tensor], Tensor] | None,
         n_hidden: int,
         **layers,
     ):
@@ -87,8 +102,8 @@ class TwoCodeEncoder(nn.Module):
 
         self.bio_encoder = trunk()
         self.nio_encoder = self.bio_encoder if shared else trunk()
-        self.bio_head = CodeHead(n_hidden, n_latent_bio, variational_bio)
-        self.nio_head = CodeHead(n_hidden, n_latent_nio, variational_nio)
+        self.bio_head = CodeHead(n_hidden, n_latent_bio, variational_bio, var_activation)
+        self.nio_head = CodeHead(n_hidden, n_latent_nio, variational_nio, var_activation)
 
     def encode_bio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
         """``z_bio``, shape ``(n_cells, n_latent_bio)``, and its posterior or ``None``."""

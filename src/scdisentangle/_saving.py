@@ -31,9 +31,10 @@ _NEEDED = {
     "pandas.core.indexes.base": ("Index", "_new_Index"),
     "pandas.core.indexes.range": ("RangeIndex",),
     "pandas.core.internals.managers": ("BlockManager",),
+    "torch.nn.modules.activation": ("ELU", "ReLU", "Sigmoid", "Softplus"),
     "pyarrow.lib": ("_restore_array", "py_buffer", "type_for_alias"),
 }
-"""What a model file is made of besides tensors: arrays, and the history's tables."""
+"""What a model file is made of besides tensors: arrays, the history's tables, activations."""
 
 
 class SavingMixin:

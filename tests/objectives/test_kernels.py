@@ -95,3 +95,8 @@ def test_no_gradient_flows_through_the_bandwidth():
     torch.testing.assert_close(gradient(), gradient(fix_sigma=constant))
     # with the bandwidth in the graph, the kernel would not see the scale of z at all
     assert (gradient() * z).sum().abs() > 1e-3
+
+
+def test_median_distance_of_two_points_is_their_distance():
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    torch.testing.assert_close(median_sigma(squared_distances(points)), torch.tensor(5.0))
