@@ -76,3 +76,15 @@ def test_a_model_that_is_not_trained():
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     with pytest.raises(InputError, match="call model.train()"):
         pl.losses(DisentangleModel(adata), show=False)
+
+
+def test_in_axes_of_the_caller(model):
+    expected = curves(pl.losses(model, show=False))
+    _, axes = plt.subplots(5, 4)
+    drawn = pl.losses(model, ax=axes, show=False)
+    assert list(drawn) == list(axes.flat[: len(drawn)])
+    found = curves(drawn)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    with pytest.raises(InputError, match="ax has 1 axes"):
+        pl.losses(model, ax=[axes[0, 0]], show=False)

@@ -45,3 +45,15 @@ def test_no_group_that_batches_share(report):
     report.table = report.table[(report.table["target"] != "batch") | (within == "all")]
     axes = pl.report(report, show=False)
     assert "no group is shared" in axes[1].texts[0].get_text()
+
+
+def test_in_axes_of_the_caller(report):
+    figure, axes = plt.subplots(1, 4)
+    drawn = pl.report(report, ax=axes, show=False)
+    assert list(drawn) == list(axes[:3])
+    assert axes[0].get_title() == "Disentanglement: poor, 0.20 of 1"
+    assert axes[0].patches
+    assert figure.get_suptitle() == ""
+    assert not axes[3].patches
+    with pytest.raises(InputError, match="ax has 2 axes, but there are 3 panels"):
+        pl.report(report, ax=axes[:2], show=False)

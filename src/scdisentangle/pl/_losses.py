@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from scdisentangle._errors import InputError
 
-from ._finish import finish
+from ._finish import finish, own_axes
 from ._palette import EIGHT
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def losses(
     history: DisentangleModel | Mapping[str, pd.DataFrame],
     *,
     n_columns: int = 4,
+    ax: Sequence[Axes] | None = None,
     show: bool = True,
     save: str | Path | None = None,
 ) -> np.ndarray:
@@ -46,6 +47,8 @@ def losses(
         A trained model, or its ``history``: names to columns over epochs.
     n_columns
         Number of panels beside each other.
+    ax
+        Axes to draw in, one for each panel, in place of a figure of its own.
     show
         Whether to show the figure.
     save
@@ -58,7 +61,7 @@ def losses(
     Raises
     ------
     InputError
-        If there is no history, because the model has not been trained.
+        If there is no history, because the model has not been trained, or ``ax`` are too few.
 
     Examples
     --------
@@ -73,22 +76,26 @@ def losses(
     panels = _panels(history or {})
     if not panels:
         raise InputError("The history is empty: call model.train() before drawing its losses.")
-    n_columns = min(n_columns, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    figure, axes = plt.subplots(
+    axes = own_axes(ax, len(panels)) if ax is not None else _grid(len(panels), n_columns)
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+        _draw(panel, title, lines)
+    finish(axes[0].figure, show=show, save=save)
+    return axes
+
+
+def _grid(n_panels: int, n_columns: int) -> np.ndarray:
+    n_columns = min(n_columns, n_panels)
+    n_rows = -(-n_panels // n_columns)
+    _, axes = plt.subplots(
         n_rows,
         n_columns,
         figsize=(_PANEL[0] * n_columns, _PANEL[1] * n_rows),
         squeeze=False,
         layout="constrained",
     )
-    for ax in axes.flat[len(panels) :]:
+    for ax in axes.flat[n_panels:]:
         ax.remove()
-    drawn = axes.flat[: len(panels)]
-    for ax, (title, lines) in zip(drawn, panels.items(), strict=True):
-        _draw(ax, title, lines)
-    finish(figure, show=show, save=save)
-    return np.asarray(drawn)
+    return axes.flatten()[:n_panels]
 
 
 def _panels(history: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, pd.Series]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from scdisentangle.tl import DisentanglementReport
 
-from ._finish import finish
+from ._finish import finish, own_axes
 from ._leakage import report_of
 from ._words import CODES, COLORS
 
@@ -39,6 +40,7 @@ def report(
     source: ad.AnnData | DisentangleModel | DisentanglementReport,
     *,
     key: str = "disentanglement",
+    ax: Sequence[Axes] | None = None,
     show: bool = True,
     save: str | Path | None = None,
 ) -> np.ndarray:
@@ -56,6 +58,9 @@ def report(
         it was called on.
     key
         Key of ``adata.uns`` with the report.
+    ax
+        Three axes to draw in, in place of a figure of its own; the status is then the title of the
+        first, and the verdict is left out.
     show
         Whether to show the figure.
     save
@@ -68,7 +73,7 @@ def report(
     Raises
     ------
     InputError
-        If there is no report.
+        If there is no report, or ``ax`` are too few.
 
     Examples
     --------
@@ -83,27 +88,32 @@ def report(
     groups = of_batch[
         (of_batch["within"] != "all") & ~of_batch["within"].str.startswith("mean over ")
     ]
-    height = max(3.6, 1.3 + 0.28 * groups["within"].nunique())
-    figure, axes = plt.subplots(
-        1,
-        3,
-        figsize=(11.5, height + 0.9),
-        width_ratios=[4.2, 3.6, 2.2],
-        layout="constrained",
-    )
+    title = f"Disentanglement: {found.status}, {found.score:.2f} of 1"
+    style = {"ha": "left", "color": _STATUS[found.status], "weight": "bold"}
+    if ax is None:
+        axes = _figure(groups["within"].nunique(), found.verdict)
+        axes[0].figure.suptitle(title, x=0.01, **style)
+    else:
+        axes = own_axes(ax, 3)
     _bars(axes[0], probes)
     _by_group(axes[1], groups, "type" if found.label_key else "group")
     _dimensions_and_shares(axes[2], found.table)
-    figure.suptitle(
-        f"Disentanglement: {found.status}, {found.score:.2f} of 1",
-        x=0.01,
-        ha="left",
-        color=_STATUS[found.status],
-        weight="bold",
+    if ax is not None:
+        axes[0].set_title(title, x=0.0, **style)
+    finish(axes[0].figure, show=show, save=save)
+    return axes
+
+
+def _figure(n_groups: int, verdict: str) -> np.ndarray:
+    figure, axes = plt.subplots(
+        1,
+        3,
+        figsize=(11.5, max(3.6, 1.3 + 0.28 * n_groups) + 0.9),
+        width_ratios=[4.2, 3.6, 2.2],
+        layout="constrained",
     )
-    words = textwrap.fill(found.verdict, 185)
+    words = textwrap.fill(verdict, 185)
     figure.supxlabel(words, x=0.01, ha="left", size="small", linespacing=1.4)
-    finish(figure, show=show, save=save)
     return axes
 
 
