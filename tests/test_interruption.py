@@ -176,7 +176,10 @@ def test_sigterm_ends_the_program_with_its_code():
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_command_line_is_stopped_in_training(tmp_path, signal_number, code):
-    program = "import sys; from scdisentangle._cli import main; sys.exit(main())"
+    program = (  # a process in the background would ignore Ctrl-C
+        "import signal, sys; from scdisentangle._cli import main; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
+    )
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", program, "integrate", "-o", str(tmp_path / "out")],
         stdout=subprocess.PIPE,
