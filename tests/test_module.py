@@ -263,3 +263,37 @@ def test_variance_is_what_its_activation_makes_of_the_encoder(tensors):
     outputs = module.inference(**module._get_inference_input(tensors))
     expected = np.full((N_CELLS, 4), np.log1p(np.exp(2.0)))
     np.testing.assert_allclose(outputs["q_bio"].variance.detach(), expected, rtol=1e-3)
+
+
+def test_objectives_see_the_labels_of_two_kinds(tensors):
+    tensors[REGISTRY_KEYS.LABELS_KEY] = torch.arange(N_CELLS).remainder(2).unsqueeze(1)
+    module = make(n_labels=2)
+    codes = module._codes(tensors, module.inference(**module._get_inference_input(tensors)))
+    assert codes.labels.tolist() == [0, 1] * (N_CELLS // 2)
+
+
+def test_objectives_see_counts_decoded_as_logarithms_around_zero(tensors):
+    module = make(gene_likelihood="nb")
+    codes = module._codes(tensors, module.inference(**module._get_inference_input(tensors)))
+    decoded = codes.decode(codes.z_bio, codes.z_nio)
+    rates = module(tensors)[1]["px"].mean.log()
+    expected = rates - rates.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(decoded, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_one_unless_scheduled(tensors):
+    module = make(objective="hsic", kl_weight_bio=1.0).eval()
+    outputs = module(tensors)[:2]
+    weights = ("reconstruction_weight", "disentanglement_weight", "kl_weight")
+    plain, explicit = (
+        module.loss(tensors, *outputs, **options).extra_metrics
+        for options in ({}, dict.fromkeys(weights, 1.0))
+    )
+    assert plain == explicit
+
+
+def test_there_is_no_loss_of_an_estimator_without_one(tensors):
+    assert "estimator_loss" not in make(objective="hsic").train()(tensors)[2].extra_metrics
+    assert (
+        "estimator_loss" in make(objective="mutual_information").train()(tensors)[2].extra_metrics
+    )

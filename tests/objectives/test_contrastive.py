@@ -174,3 +174,11 @@ def test_labels_have_to_be_there(make_codes):
     objective = build_objectives({"contrastive": {"positives": "labels"}}, **SIZES)
     with pytest.raises(InputError, match="labels_key"):
         objective(make_codes())
+
+
+def test_cells_are_not_shown_in_other_batches_unless_asked(make_codes):
+    def as_partner(partner):
+        raise AssertionError
+
+    objective = build_objectives("contrastive", n_latent_bio=5, n_latent_nio=5, n_batch=3)
+    assert objective(make_codes(as_partner=as_partner))["contrastive"] > 0

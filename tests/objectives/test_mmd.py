@@ -236,3 +236,14 @@ def test_clusters_weigh_by_how_much_both_batches_have_of_them(make_codes, monkey
     ]
     weights = [2 * 4 / (2 + 4), 7 * 3 / (7 + 3)]
     assert value.item() == pytest.approx(np.average(terms, weights=weights), rel=1e-4)
+
+
+def test_unbiased_estimate_of_two_cells(make_codes):
+    codes = make_codes(n=2)
+    options = {"kernel": "gaussian", "estimator": "unbiased", "normalize": False}
+    spec, sizes = {"mmd": options}, {"n_latent_bio": 5, "n_latent_nio": 5, "n_batch": 3}
+    bio, nio = codes.z_bio.detach().numpy(), codes.z_nio.detach().numpy()
+    within = rbf_kernel(bio, gamma=0.5)[0, 1] + rbf_kernel(nio, gamma=0.5)[0, 1]
+    expected = 2 * rbf_kernel(bio, nio, gamma=0.5).mean() - within
+    found = build_objectives(spec, **sizes)(codes)["mmd"].item()
+    assert found == pytest.approx(expected, abs=1e-5)

@@ -110,3 +110,13 @@ def test_takes_the_batch_out_of_z_bio(alike):
     assert alike.leakage(alike.z) > 0.9
     assert alike.leakage(z) < 0.7
     assert alike.type_accuracy(z) > 0.95
+
+
+def test_leave_one_out_of_two_cells_by_hand():
+    table = torch.tensor([[-1.0, -4.0], [-3.0, -2.0]])
+    assert leave_one_out(table).item() == pytest.approx(((-1.0 + 3.0) + (-2.0 + 4.0)) / 2)
+
+
+def test_two_cells_are_enough(make_codes):
+    objective = build_objectives("mutual_information", n_latent_bio=5, n_latent_nio=5, n_batch=3)
+    assert objective(make_codes(n=2))["mutual_information"].abs() > 1e-4

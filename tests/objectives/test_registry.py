@@ -154,3 +154,8 @@ def test_estimators_add_up(make_codes):
 def test_errors_name_the_culprit_and_the_way_out(spec, message):
     with pytest.raises(InputError, match=message):
         build_objectives(spec, **SIZES)
+
+
+def test_a_weight_of_zero_is_a_weight():
+    loss = build_objectives({"hsic": 0.0}, n_latent_bio=5, n_latent_nio=5, n_batch=3)
+    assert loss.weights == {"hsic": 0.0}
