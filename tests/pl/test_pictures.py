@@ -6,6 +6,7 @@ After a change that is meant: delete the file in ``baseline``, run the test twic
 from pathlib import Path
 
 import anndata as ad
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,10 @@ from matplotlib.testing.compare import compare_images
 
 from scdisentangle import pl
 
+pytestmark = pytest.mark.skipif(
+    matplotlib.__version_info__[:2] != (3, 11),
+    reason="matplotlib lays out text and axes a little differently in each version; drawn by 3.11",
+)
 BASELINE = Path(__file__).parent / "baseline"
 TOLERANCE = 8.0
 """Root mean square of grey levels: fonts and rounding differ by less, a wrong bar by more."""
