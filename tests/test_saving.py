@@ -257,3 +257,25 @@ def test_a_model_with_an_activation_of_its_own_loads(tmp_path):
         strict=True,
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+SAVES = """
+import sys
+from scdisentangle import DisentangleModel
+model = DisentangleModel.load(sys.argv[1])
+for _ in range(10):
+    model.save(sys.argv[2], overwrite=True)
+"""
+
+
+def test_two_processes_that_save_to_one_place_leave_a_whole_model(saved, model, tmp_path):
+    target = tmp_path / "one place"
+    command = [sys.executable, "-W", "ignore", "-c", SAVES, str(saved), str(target)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    loaded = DisentangleModel.load(target, adata=model.adata)
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(), model.get_latent_representation()
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one place"]
