@@ -40,8 +40,8 @@ class DisentangleTrainingPlan(TrainingPlan):
         ``reduce_lr_on_plateau``.
     eps
         Adam's term against division by zero. scvi-tools' 0.01 damps the small gradients with which
-        the contrast of near cells begins, so that it starts late; far less than 0.001 lets few
-        cells be learnt by heart.
+        the contrast of near cells begins, so that it starts late; 0.0001 gained
+        nothing more on real data.
     n_epochs_kl_warmup
         Epochs over which the weight of Kullback-Leibler terms rises; ``None`` for no warm-up.
     **kwargs
