@@ -36,11 +36,30 @@ def model(adata):
     return fit(adata)
 
 
-def test_a_model_of_an_older_version_gives_what_it_gave():
+@pytest.fixture
+def old_adata():
     adata = data.simulated(n_cells=60, n_genes=30, n_types=3, n_batches=2, seed=0)
     rng = np.random.default_rng(0)
     adata.obs["sex"] = rng.choice(["f", "m"], adata.n_obs)
     adata.obs["age"] = rng.normal(size=adata.n_obs)
+    return adata
+
+
+@pytest.mark.parametrize("way", ["loaded", "saved again", "as the reference of a query"])
+def test_the_codes_of_a_model_of_an_older_version_are_what_they_were(old_adata, tmp_path, way):
+    model = DisentangleModel.load(OLD, adata=old_adata)
+    if way == "saved again":
+        model.save(tmp_path / "again")
+        model = DisentangleModel.load(tmp_path / "again", adata=old_adata)
+    elif way == "as the reference of a query":
+        model = DisentangleModel.load_query_data(old_adata, model)
+        model.is_trained_ = True
+    bio = np.load(OLD / "latents.npz")["bio"]
+    np.testing.assert_allclose(model.get_latent_representation(), bio, atol=1e-5)
+
+
+def test_a_model_of_an_older_version_gives_what_it_gave(old_adata):
+    adata = old_adata
     model = DisentangleModel.load(OLD, adata=adata)
     saved = np.load(OLD / "latents.npz")
     for representation in ("bio", "batch"):

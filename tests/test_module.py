@@ -255,6 +255,29 @@ def test_objectives_see_labels_only_where_there_are_any(tensors, n_labels, unlab
     assert found is None if seen is None else found[:3].tolist() == seen
 
 
+@pytest.mark.parametrize(
+    ("options", "spherical"),
+    [
+        ({}, True),
+        ({"n_latent_bio": 2}, False),
+        ({"kl_weight_bio": 1.0}, False),
+        ({"spherical": False}, False),
+        ({"spherical": True, "n_latent_bio": 2}, True),
+    ],
+)
+def test_when_z_bio_is_on_a_sphere(tensors, options, spherical):
+    module = make(**options).eval()
+    z = module(tensors)[0]["z_bio"].detach().numpy()
+    radii = np.linalg.norm(z, axis=1)
+    assert np.allclose(radii, np.sqrt(z.shape[1]), rtol=1e-5) == spherical
+
+
+def test_a_sphere_keeps_the_direction(tensors):
+    spherical, plane = (make(spherical=on).eval()(tensors)[0]["z_bio"] for on in (True, False))
+    cosine = torch.nn.functional.cosine_similarity(spherical, plane)
+    np.testing.assert_allclose(cosine.detach(), 1.0, rtol=1e-5)
+
+
 def test_variance_is_what_its_activation_makes_of_the_encoder(tensors):
     module = make(kl_weight_bio=1.0, var_activation=torch.nn.Softplus())
     head = module.encoder.bio_head

@@ -92,7 +92,7 @@ class DisentangleModel(
         Further options of :class:`~scdisentangle.DisentangleModule`: ``input_dropout``,
         ``nio_noise_factor``, ``dispersion``, ``encoder``, ``nio_flow``, ``batch_in_decoder``,
         ``encode_covariates``, ``lambda_cls``, ``lambda_dis``, ``kl_weight_bio``,
-        ``kl_weight_nio``, ``class_balanced``, …
+        ``kl_weight_nio``, ``spherical``, ``class_balanced``, …
 
     Raises
     ------
@@ -224,6 +224,7 @@ class DisentangleModel(
             "gene_likelihood": "mse",
             "encoder": "shared",
             "kl_weight_bio": 0.0,
+            "spherical": False,
             "input_dropout": 0.0,
             "nio_noise_factor": 1.0,
             "nio_flow": "free",

@@ -102,6 +102,10 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
     var_activation
         Maps the output of a variational encoder to a variance, the exponential if ``None``.
+    spherical
+        Whether ``z_bio`` is on a sphere, of radius :math:`\sqrt{\mathrm{n\_latent\_bio}}`: its
+        contrast compares directions, and so distances in ``z_bio`` are what was trained. ``None``
+        is a sphere where ``z_bio`` is not variational and has more than two dimensions.
     class_balanced
         Whether every batch weighs the same in :math:`L_{cls}`, whatever its number of cells.
     unlabeled_code
@@ -138,6 +142,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         kl_weight_bio: float = 0.0,
         kl_weight_nio: float = 1.0,
         var_activation: Callable[[Tensor], Tensor] | None = None,
+        spherical: bool | None = None,
         class_balanced: bool = False,
         unlabeled_code: int | None = None,
     ):
@@ -161,6 +166,8 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         self.kl_weights = {"kl_bio": kl_weight_bio, "kl_nio": kl_weight_nio}
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
+        if spherical is None:
+            spherical = kl_weight_bio == 0 and n_latent_bio > 2
 
         self.encoder = TwoCodeEncoder(
             n_input,
@@ -172,6 +179,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             variational_bio=kl_weight_bio > 0,
             variational_nio=nio_flow == "variational",
             var_activation=var_activation,
+            spherical_bio=spherical,
             n_hidden=n_hidden,
             n_layers=n_layers,
             dropout_rate=dropout_rate,

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 
 class CodeHead(nn.Module):
-    """Last layer of an encoder: hidden units to a code, with or without a variance.
+    r"""Last layer of an encoder: hidden units to a code, with or without a variance.
 
     Parameters
     ----------
@@ -23,6 +23,8 @@ class CodeHead(nn.Module):
         Whether to learn a variance too.
     var_activation
         Maps the last layer's output to a variance, the exponential if ``None``.
+    spherical
+        Whether codes are scaled to the length :math:`\sqrt{\mathrm{n\_latent}}`.
     """
 
     def __init__(
@@ -31,15 +33,19 @@ class CodeHead(nn.Module):
         n_latent: int,
         variational: bool,
         var_activation: Callable[[Tensor], Tensor] | None = None,
+        spherical: bool = False,
     ):
         super().__init__()
         self.var_activation = var_activation
+        self.spherical = spherical
         self.mean = nn.Linear(n_hidden, n_latent)
         self.log_variance = nn.Linear(n_hidden, n_latent) if variational else None
 
     def forward(self, h: Tensor) -> tuple[Tensor, Normal | None]:
         """Code of each cell, ``(n_cells, n_latent)``, and its posterior if variational."""
         mean = self.mean(h)
+        if self.spherical:
+            mean = nn.functional.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
         if self.log_variance is None:
             return mean, None
         output = self.log_variance(h)
@@ -66,6 +72,8 @@ class TwoCodeEncoder(nn.Module):
         Whether each code has a posterior variance.
     var_activation
         As in :class:`CodeHead`.
+    spherical_bio
+        Whether ``z_bio`` is on a sphere, as in :class:`CodeHead`.
     **layers
         Keyword arguments for :class:`scvi.nn.FCLayers`.
     """
@@ -82,6 +90,7 @@ class TwoCodeEncoder(nn.Module):
         variational_bio: bool,
         variational_nio: bool,
         var_activation: Callable[[Tensor], Tensor] | None,
+        spherical_bio: bool,
         n_hidden: int,
         **layers,
     ):
@@ -102,7 +111,9 @@ class TwoCodeEncoder(nn.Module):
 
         self.bio_encoder = trunk()
         self.nio_encoder = self.bio_encoder if shared else trunk()
-        self.bio_head = CodeHead(n_hidden, n_latent_bio, variational_bio, var_activation)
+        self.bio_head = CodeHead(
+            n_hidden, n_latent_bio, variational_bio, var_activation, spherical_bio
+        )
         self.nio_head = CodeHead(n_hidden, n_latent_nio, variational_nio, var_activation)
 
     def encode_bio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):

@@ -15,8 +15,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from ._aside import aside, flush
 from ._errors import InputError, name_some
 
-FILE_FORMAT = 1
-"""Raised when a file of today could not be read by the package of yesterday."""
+FILE_FORMAT = 2
+"""Raised when the package of yesterday would not give what a file of today means."""
+FIRST_WITH_SPHERES = 2
+"""File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
 
 _NEEDED = {
     "builtins": ("bytes", "dict", "list", "set", "slice", "tuple"),
@@ -130,9 +132,9 @@ class SavingMixin:
         file_name = f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
         _download(backup_url, str(dir_path), file_name)
         path = Path(dir_path) / file_name
-        check_model_file(path, cls.__name__)
+        written = check_model_file(path, cls.__name__)
         try:
-            return super().load(
+            model = super().load(
                 str(dir_path),
                 adata,
                 accelerator=accelerator,
@@ -142,6 +144,10 @@ class SavingMixin:
             )
         except (RuntimeError, OSError) as error:
             raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
+        model.file_format_ = written
+        if written < FIRST_WITH_SPHERES:
+            model.module.encoder.bio_head.spherical = False
+        return model
 
     @classmethod
     def load_registry(cls, dir_path: str | Path, prefix: str | None = None) -> dict:
@@ -165,8 +171,12 @@ def check_no_link(folder: Path) -> None:
         )
 
 
-def check_model_file(path: Path, class_name: str) -> None:
+def check_model_file(path: Path, class_name: str) -> int:
     """Check a model file without running what it may hold.
+
+    Returns
+    -------
+    The file format that it was written in.
 
     Raises
     ------
@@ -200,6 +210,7 @@ def check_model_file(path: Path, class_name: str) -> None:
             f"{path} was written by a newer version of scdisentangle (file format {written}; this "
             f"version reads up to {FILE_FORMAT}). Update the package to load it."
         )
+    return written
 
 
 def _put_in_place(partial: Path, folder: Path, overwrite: bool) -> None:
