@@ -1,0 +1,65 @@
+"""Logs the values of steps once, as their epoch ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import Metric
+
+STEPS = ("training_step", "validation_step")
+
+
+class EpochLogMixin(LightningModule):
+    """Keeps what steps log on the device, and hands Lightning the means of an epoch at its end.
+
+    Names and values are those of Lightning, which does its bookkeeping for each value at each step:
+    a dozen values take as long as a forward pass. What a plan logs for single steps,
+    ``on_step=True``, goes to Lightning at once.
+    """
+
+    on_step: bool = False
+    _n_cells: int = 1
+    """Cells in the minibatch of this step, which its values are weighed by."""
+
+    def log(self, name: str, value: Any, **options) -> None:
+        """Keep a value of a step until the epoch ends; log any other."""
+        if self.on_step or self._current_fx_name not in STEPS:
+            super().log(name, value, **options)
+            return
+        options |= {"on_step": False, "on_epoch": True}
+        size = options.pop("batch_size", None) or self._n_cells
+        kept = self.__dict__.setdefault("_kept", {}).setdefault(self._current_fx_name, {})
+        _, values = kept.setdefault(name, (options, []))
+        if isinstance(value, Metric):
+            values[:] = [value]  # it adds up by itself
+        else:
+            value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+            values.append((value.detach(), size))
+
+    def _log_means(self, step: str) -> None:
+        """Log the means over an epoch's steps, each weighed by its cells."""
+        for name, (options, values) in self.__dict__.get("_kept", {}).pop(step, {}).items():
+            if isinstance(values[0], Metric):
+                super().log(name, values[0], **options)
+                continue
+            of_steps, sizes = zip(*values, strict=True)
+            total = sum(sizes)
+            shares = torch.tensor(sizes, dtype=torch.float32, device=self.device) / total
+            mean = torch.stack(of_steps) @ shares
+            super().log(name, mean, batch_size=total, **options)
+
+    def on_train_batch_end(self, outputs: Tensor, batch: Any, batch_idx: int) -> None:
+        """Log an epoch's means before any callback asks for them."""
+        if self.trainer.is_last_batch:
+            self._log_means("training_step")
+
+    def on_train_epoch_end(self) -> None:
+        """Log what an epoch that was cut short has left."""
+        self._log_means("training_step")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of the validation's steps."""
+        self._log_means("validation_step")
