@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy import stats
 from scipy.special import expit, softmax
-from scvi.distributions import NegativeBinomial
+from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 
 from scdisentangle._likelihoods import expression_distribution, reconstruction_loss
+from scdisentangle._sparse_losses import negative_binomial_loss
 
 rng = np.random.default_rng(0)
 OUTPUT = rng.normal(size=(5, 4))
@@ -49,15 +50,50 @@ def test_expected_counts_add_up_to_the_library(likelihood):
     np.testing.assert_allclose(px.get_normalized("scale").sum(1), np.ones(5))
 
 
-def test_sparse_negative_binomial_has_the_gradients_of_the_dense_form():
+DENSE = {
+    "nb": NegativeBinomial,
+    "zinb": ZeroInflatedNegativeBinomial,
+    "poisson": Poisson,
+}
+
+
+def arguments(likelihood, per_cell):
+    """Leaf tensors of the distribution, with a dispersion for each gene or each value."""
+    theta = np.broadcast_to(THETA, RATE.shape).copy() if per_cell else THETA
+    leaf = {"mu": RATE, "theta": theta, "zi_logits": ZI_LOGITS}
+    if likelihood == "poisson":
+        leaf = {"rate": RATE}
+    elif likelihood == "nb":
+        del leaf["zi_logits"]
+    return {name: torch.tensor(value, requires_grad=True) for name, value in leaf.items()}
+
+
+@pytest.mark.parametrize("likelihood", DENSE)
+@pytest.mark.parametrize("per_cell", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_sparse_forms_have_the_gradients_of_the_dense_form(likelihood, per_cell, known):
     counts = torch.tensor(COUNTS, dtype=torch.float64)
-    gradients = []
-    for loss in (
-        lambda mu, theta: reconstruction_loss("nb", NegativeBinomial(mu=mu, theta=theta), counts),
-        lambda mu, theta: -NegativeBinomial(mu=mu, theta=theta).log_prob(counts).sum(-1),
-    ):
-        mu, theta = (torch.tensor(a, requires_grad=True) for a in (RATE, THETA))
-        loss(mu, theta).pow(2).sum().backward()
-        gradients.append((mu.grad, theta.grad))
-    for own, dense in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, dense, rtol=1e-5, atol=1e-5)
+    above_zero = torch.tensor(np.flatnonzero(COUNTS)) if known else None
+    own, dense = arguments(likelihood, per_cell), arguments(likelihood, per_cell)
+    px = DENSE[likelihood](**own)
+    reconstruction_loss(likelihood, px, counts, above_zero).pow(2).sum().backward()
+    loss = -DENSE[likelihood](**dense).log_prob(counts).sum(-1)
+    loss.pow(2).sum().backward()
+    for name, leaf in own.items():
+        torch.testing.assert_close(leaf.grad, dense[name].grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_cell", [False, True])
+def test_the_closed_form_gradient_is_that_of_finite_differences(per_cell):
+    counts = torch.tensor(COUNTS, dtype=torch.float64)
+    leaf = arguments("nb", per_cell)
+    assert torch.autograd.gradcheck(
+        lambda mu, theta: negative_binomial_loss(mu, theta, counts), (leaf["mu"], leaf["theta"])
+    )
+
+
+def test_the_gradient_of_a_silent_minibatch_is_that_of_zeros():
+    mu = torch.full((2, 3), 0.5, dtype=torch.float64, requires_grad=True)
+    theta = torch.full((3,), 2.0, dtype=torch.float64)
+    negative_binomial_loss(mu, theta, torch.zeros(2, 3).double()).sum().backward()
+    torch.testing.assert_close(mu.grad, torch.full((2, 3), 2 / 2.5, dtype=torch.float64))

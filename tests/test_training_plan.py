@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import scvi
 import torch
+from lightning.pytorch import Trainer
 
 from scdisentangle import DisentangleModel, DisentangleTrainingPlan, data
 from scdisentangle.objectives import OBJECTIVES
@@ -137,3 +139,31 @@ def test_learning_rate_falls_on_a_plateau(objective):
     )
     optimizers = model.trainer.optimizers
     assert optimizers[0].param_groups[0]["lr"] < 3e-3
+
+
+def test_the_step_of_adam_is_fused_and_the_same():
+    scvi.settings.seed = 0
+    fused = trained(2)
+    assert fused.trainer.optimizers[0].defaults["fused"]
+
+    def creator(parameters):
+        return torch.optim.Adam(parameters, lr=3e-3, eps=1e-3, weight_decay=1e-6)
+
+    scvi.settings.seed = 0
+    plain = trained(2, {"optimizer": "Custom", "optimizer_creator": creator})
+    assert not plain.trainer.optimizers[0].defaults["fused"]
+    for name, weights in fused.module.state_dict().items():
+        torch.testing.assert_close(
+            weights, plain.module.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name
+        )
+
+
+def test_gradients_that_a_scaler_scales_can_be_clipped(monkeypatch):
+    """Lightning clips no gradients that the optimiser itself would have to scale back."""
+    monkeypatch.setattr(Trainer, "scaler", property(lambda trainer: object()))
+    adata = data.simulated(n_cells=60, n_genes=30)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    for clip, fused in ((None, True), (1.0, False)):
+        model = DisentangleModel(adata, n_hidden=8)
+        model.train(1, enable_progress_bar=False, gradient_clip_val=clip)
+        assert model.trainer.optimizers[0].defaults["fused"] is fused

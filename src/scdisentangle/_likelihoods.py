@@ -10,6 +10,7 @@ from scvi.distributions import NegativeBinomial, Normal, ZeroInflatedNegativeBin
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ._sparse_losses import negative_binomial_loss, poisson_loss, zero_inflated_loss
 from .objectives import squared_error
 
 GeneLikelihood = Literal["mse", "nb", "zinb", "poisson", "normal"]
@@ -66,7 +67,10 @@ def expression_distribution(
 
 
 def reconstruction_loss(
-    gene_likelihood: GeneLikelihood, px: Distribution, target: Tensor
+    gene_likelihood: GeneLikelihood,
+    px: Distribution,
+    target: Tensor,
+    above_zero: Tensor | None = None,
 ) -> Tensor:
     """Reconstruction error of each cell, summed over genes, shape ``(n_cells,)``.
 
@@ -78,41 +82,17 @@ def reconstruction_loss(
         What :func:`expression_distribution` returned.
     target
         Counts, or normalised values for ``"mse"`` and ``"normal"``, ``(n_cells, n_genes)``.
+    above_zero
+        Where counts are above 0, as an index of the flattened target, where it is known.
     """
     if gene_likelihood == "mse":
         return squared_error(px.mean, target)
-    if gene_likelihood == "nb" and not target.is_cuda:
-        return negative_binomial_loss(px.mu, px.theta, target)
+    if target.is_cuda:  # finding the counts above 0 would mean waiting for the device
+        return -px.log_prob(target).sum(dim=-1)
+    if gene_likelihood == "nb":
+        return negative_binomial_loss(px.mu, px.theta, target, above_zero)
+    if gene_likelihood == "zinb":
+        return zero_inflated_loss(px.mu, px.theta, px.zi_logits, target, above_zero)
+    if gene_likelihood == "poisson":
+        return poisson_loss(px.rate, target, above_zero)
     return -px.log_prob(target).sum(dim=-1)
-
-
-def negative_binomial_loss(mu: Tensor, theta: Tensor, counts: Tensor) -> Tensor:
-    r"""Negative log-likelihood of each cell's counts, with log-gammas for counts above 0 only.
-
-    .. math::
-
-        -\log p = (y + \theta) \log(\theta + \mu) - \theta \log \theta - y \log \mu
-            - \log \frac{\Gamma(y + \theta)}{\Gamma(\theta)\, \Gamma(y + 1)}
-
-    Exact: where :math:`y = 0` the last two terms vanish. On a CPU they take most of the time of
-    the dense form, and most counts are zeros. (On a GPU, finding the others means waiting.)
-
-    Parameters
-    ----------
-    mu, theta
-        Mean and inverse dispersion, ``(n_cells, n_genes)``.
-    counts
-        Counts :math:`y`, ``(n_cells, n_genes)``.
-
-    Returns
-    -------
-    Shape ``(n_cells,)``.
-    """
-    tiny = torch.finfo(mu.dtype).tiny
-    of_all = (counts + theta) * (theta + mu).log() - theta * theta.log()
-    cell, gene = counts.nonzero(as_tuple=True)
-    y, mu, theta = counts[cell, gene], mu[cell, gene], theta[cell, gene]
-    of_positive = (
-        torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1) + y * (mu + tiny).log()
-    )
-    return of_all.sum(dim=-1).index_add(0, cell, -of_positive)

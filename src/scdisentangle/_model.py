@@ -25,6 +25,7 @@ from ._query_mapping import QueryMappingMixin
 from ._registration import RegistrationMixin, description, measurements
 from ._saving import SavingMixin
 from ._training_plan import DisentangleTrainingPlan
+from .data._loading import DataSplitter
 from .objectives import ObjectiveSpec
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class DisentangleModel(
 
     _module_cls = DisentangleModule
     _training_plan_cls = DisentangleTrainingPlan
+    _data_splitter_cls = DataSplitter
 
     def __init__(
         self,
@@ -244,6 +246,7 @@ class DisentangleModel(
         batch_size: int = 128,
         plan_kwargs: Mapping | None = None,
         checkpoint: str | PathLike | None = None,
+        data_on_device: bool | None = None,
         **kwargs,
     ):
         """Train the model, with a progress bar; :attr:`history` then holds every term.
@@ -264,6 +267,9 @@ class DisentangleModel(
         checkpoint
             File to write the state of training to as each epoch begins. Where it exists, training
             goes on from it: after a kill, the same call in a new process ends as it would have.
+        data_on_device
+            Whether minibatches are cut on the device, from data that were moved there once; the
+            result is the same. ``None`` does where they take up to half of its free memory.
         **kwargs
             What scvi-tools' models take: ``validation_size``, ``shuffle_set_split``,
             ``early_stopping``, ``datasplitter_kwargs``, ``datamodule``, ``enable_checkpointing``,
@@ -272,7 +278,8 @@ class DisentangleModel(
         Raises
         ------
         InputError
-            If an option is unknown, or the checkpoint is of another run.
+            If an option is unknown, the checkpoint is of another run, or data that should stay on
+            the device cannot.
         NonFiniteError
             If the loss or a gradient becomes NaN or infinite; the last good weights are kept.
         """
@@ -297,6 +304,9 @@ class DisentangleModel(
             run = f"{max_epochs} epochs, {dict(self.summary_stats)}, {self.init_params_}, "
             run += f"plan_kwargs={plan_kwargs}"
             kwargs.update(resume_arguments(checkpoint, run, kwargs.get("callbacks")))
+        if kwargs.get("datamodule") is None:
+            loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
+            kwargs["datasplitter_kwargs"] = loading
         self.module.train()
         try:
             with exit_as_asked():

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from ._errors import check_choice
+from ._input_noise import add_noise, hide_genes
 from ._likelihoods import (
     COUNT_LIKELIHOODS,
     GENE_LIKELIHOODS,
@@ -24,6 +25,7 @@ from ._likelihoods import (
 )
 from ._networks import Codebook, Decoder, RunningMeans, TwoCodeEncoder
 from ._sampling import SamplingMixin
+from .data._loading import ABOVE_ZERO_KEY
 from .objectives import Codes, ObjectiveSpec, batch_cross_entropy, build_objectives
 
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
@@ -222,7 +224,9 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
 
     def normalize(self, x: Tensor, library: Tensor) -> Tensor:
         """Values as the encoders see them, without noise, shape ``(n_cells, n_genes)``."""
-        return torch.log1p(x * (-library).exp() * self.target_sum) if self.log_normalize else x
+        if not self.log_normalize:
+            return x
+        return torch.log1p(x * ((-library).exp() * self.target_sum))
 
     def on_load(self, model, **kwargs) -> None:
         """Take from a loaded model which of its batches it learned and which were added later."""
@@ -327,10 +331,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         }
 
     def _add_noise(self, normalized: Tensor, noise_level: float) -> Tensor:
-        if not self.training or noise_level == 0:
-            return normalized
-        noise = torch.randn(normalized.shape, device=normalized.device, dtype=normalized.dtype)
-        return normalized + noise_level * noise
+        return add_noise(normalized, noise_level) if self.training else normalized
 
     def _encoded(self, cont_covs: Tensor | None, cat_covs: Tensor | None):
         return (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
@@ -342,9 +343,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         cat_covs: Tensor | None,
         n_samples: int | None = None,
     ):
-        seen = noisy
-        if self.training and self.input_dropout > 0:
-            seen = noisy * (torch.rand(noisy.shape, device=noisy.device) >= self.input_dropout)
+        seen = hide_genes(noisy, self.input_dropout) if self.training else noisy
         z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))
         return self._draw(z_bio, q_bio, n_samples), q_bio
 
@@ -484,7 +483,10 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         counts = self.gene_likelihood in COUNT_LIKELIHOODS
         target = tensors[REGISTRY_KEYS.X_KEY] if counts else inference_outputs["normalized"]
         reconstruction = reconstruction_loss(
-            self.gene_likelihood, generative_outputs[MODULE_KEYS.PX_KEY], target
+            self.gene_likelihood,
+            generative_outputs[MODULE_KEYS.PX_KEY],
+            target,
+            tensors.get(ABOVE_ZERO_KEY),
         )
         logits = self.classifier(inference_outputs["z_nio"])
         classification = batch_cross_entropy(logits, batch, balanced=self.class_balanced)

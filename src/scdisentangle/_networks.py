@@ -10,6 +10,19 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 
+class Layers(FCLayers):
+    """Those of scvi-tools, which copy their input to put no covariates beside it."""
+
+    def forward(self, x: Tensor, *cat_list: Tensor, cont: Tensor | None = None) -> Tensor:
+        """Hidden units of each cell, ``(n_cells, n_hidden)``."""
+        if self.n_cov > 0:
+            return super().forward(x, *cat_list, cont=cont)
+        for layer in self.fc_layers:
+            for part in filter(None, layer):
+                x = part(x)
+        return x
+
+
 class CodeHead(nn.Module):
     r"""Last layer of an encoder: hidden units to a code, with or without a variance.
 
@@ -96,8 +109,8 @@ class TwoCodeEncoder(nn.Module):
     ):
         super().__init__()
 
-        def trunk() -> FCLayers:
-            return FCLayers(
+        def trunk() -> Layers:
+            return Layers(
                 n_input,
                 n_hidden,
                 n_cat_list=n_cat_list,
@@ -217,7 +230,7 @@ class Decoder(nn.Module):
         **layers,
     ):
         super().__init__()
-        self.trunk = FCLayers(
+        self.trunk = Layers(
             n_latent,
             n_hidden,
             n_cat_list=n_cat_list,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import get_args
 
 import torch
@@ -10,12 +11,13 @@ from scvi.train import TrainingPlan
 from torch import Tensor
 
 from . import _schedules
+from ._epoch_log import EpochLogMixin
 from ._errors import InputError, check_choice, check_options
 from ._finite import FiniteGuard
 from ._module import DisentangleModule
 
 
-class DisentangleTrainingPlan(TrainingPlan):
+class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
     r"""Trains :class:`~scdisentangle.DisentangleModule` on a schedule.
 
     What is in force at each epoch is in the history as ``noise_level``, ``learning_rate``,
@@ -119,6 +121,7 @@ class DisentangleTrainingPlan(TrainingPlan):
         kwargs["loss_kwargs"] = {**kwargs.get("loss_kwargs", {}), **self.weights()}
         outputs = super().forward(*args, **kwargs)
         self._metrics = outputs[2].extra_metrics
+        self._n_cells = outputs[2].n_obs_minibatch
         return outputs
 
     def _terms(self) -> dict[str, Tensor]:
@@ -142,6 +145,7 @@ class DisentangleTrainingPlan(TrainingPlan):
 
     def on_train_epoch_end(self) -> None:
         """Keep the weights of this epoch, if they are finite."""
+        super().on_train_epoch_end()
         self._guard.end_epoch()
 
     def on_train_epoch_start(self) -> None:
@@ -182,6 +186,18 @@ class DisentangleTrainingPlan(TrainingPlan):
         """As in scvi-tools, but out of inference mode, whose tensors processes cannot average."""
         inspect.unwrap(TrainingPlan.compute_and_log_metrics)(self, *args, **kwargs)
 
+    def _optimizer_creator_fn(self, optimizer_cls: type[torch.optim.Optimizer]):
+        """Take the fused step, but where Lightning would have to clip gradients that it scales."""
+        clips_scaled = self.trainer.scaler is not None and self.trainer.gradient_clip_val
+        fused = getattr(self, "fused_optimizer", True) and not clips_scaled
+        return partial(
+            optimizer_cls,
+            lr=self.lr,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=fused and self.device.type in ("cpu", "cuda"),
+        )
+
     def configure_optimizers(self):
         """The optimiser of scvi-tools, and one of their own for the objectives' estimators."""
         config = super().configure_optimizers()
@@ -195,5 +211,6 @@ class DisentangleTrainingPlan(TrainingPlan):
 
     def on_validation_epoch_end(self) -> None:
         """Step the learning-rate scheduler where Lightning leaves it to the plan."""
+        super().on_validation_epoch_end()
         if not self.automatic_optimization and (scheduler := self.lr_schedulers()) is not None:
             scheduler.step(self.trainer.callback_metrics[self.lr_scheduler_metric])
