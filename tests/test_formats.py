@@ -4,11 +4,14 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
+from anndata.experimental import AnnCollection
 from huggingface_hub import ModelCard
 from mudata import MuData
 from scvi import dataloaders
+from scvi.dataloaders import CollectionAdapter
 from scvi.hub import HubMetadata, HubModel
 
 from scdisentangle import DisentangleModel, InputError, data
@@ -144,10 +147,72 @@ def test_a_modality_of_mudata_gives_what_it_gives_alone(adata, tmp_path):
     np.testing.assert_allclose(
         loaded.get_latent_representation(), model.get_latent_representation(), atol=1e-6
     )
-    with pytest.raises(InputError, match="takes AnnData"):
-        model.differential_expression(groupby="rna:celltype")
     with pytest.raises(InputError, match="protein, rna"):
         DisentangleModel.setup_mudata(mdata, {"rna_layer": "atac"})
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "vanilla"}, {"mode": "change", "batch_correction": True}]
+)
+def test_differential_expression_of_mudata_finds_the_markers_that_it_finds_alone(adata, options):
+    alone = fit(adata)
+    mdata = MuData({"other": adata[:, :10].copy(), "rna": adata.copy()})
+    mdata.obs["type"] = adata.obs["celltype"]
+    DisentangleModel.setup_mudata(
+        mdata, {"rna_layer": "rna", "batch_key": "rna"}, batch_key="batch", rna_layer="counts"
+    )
+    model = DisentangleModel(mdata, **SMALL)
+    model.module.load_state_dict(alone.module.state_dict())
+    model.module.eval()
+    model.is_trained_ = True
+    groups = {"group1": "type_0", "group2": "type_1", "silent": True}
+    scvi.settings.seed = 0
+    expected = alone.differential_expression(groupby="celltype", **groups, **options)
+    scvi.settings.seed = 0
+    found = model.differential_expression(groupby="type", **groups, **options)
+    assert sorted(found.index) == sorted(adata.var_names)
+    pd.testing.assert_frame_equal(
+        found.loc[adata.var_names], expected.loc[adata.var_names], rtol=1e-4, atol=1e-4
+    )
+    chosen = model.differential_expression(
+        idx1=[0, 1, 2], idx2=[3, 4, 5], filter_outlier_cells=True, silent=True, **options
+    )
+    assert len(chosen) == adata.n_vars
+
+
+def test_anncollection_gives_what_the_data_in_memory_give(adata, model, tmp_path):
+    parts = [adata[adata.obs["batch"] == b].copy() for b in adata.obs["batch"].cat.categories]
+    collection = CollectionAdapter(AnnCollection(parts, join_vars="inner", join_obs="inner"))
+    with pytest.raises(InputError, match="layer='raw' is not in adata.layers"):
+        DisentangleModel.setup_anndata(collection, layer="raw", batch_key="batch")
+    DisentangleModel.setup_anndata(collection, layer="counts", batch_key="batch")
+    trained = DisentangleModel(collection, **SMALL)
+    assert trained.module.target_sum == model.module.target_sum
+    assert trained.module.gene_likelihood == "nb"
+    trained.module.load_state_dict(model.module.state_dict())
+    trained.module.eval()
+    trained.is_trained_ = True
+    order = np.concatenate([np.flatnonzero(adata.obs_names.isin(p.obs_names)) for p in parts])
+    np.testing.assert_allclose(
+        trained.get_latent_representation(), model.get_latent_representation()[order], atol=1e-5
+    )
+    before = trained.get_reconstruction_error()["reconstruction_loss"]
+    trained.train(5, enable_progress_bar=False)
+    assert trained.get_reconstruction_error()["reconstruction_loss"] < before
+    trained.save(tmp_path / "model")
+    loaded = DisentangleModel.load(tmp_path / "model", adata=collection)
+    np.testing.assert_allclose(
+        loaded.get_latent_representation(), trained.get_latent_representation(), atol=1e-6
+    )
+
+
+def test_anncollection_with_values_that_are_no_counts_is_refused_by_name(adata):
+    bad = adata.copy()
+    bad.layers["counts"] = bad.layers["counts"].astype(np.float32)
+    bad.layers["counts"].data[0] = np.nan
+    collection = CollectionAdapter(AnnCollection([adata.copy(), bad], index_unique="-"))
+    with pytest.raises(InputError, match="NaN or infinite values, in cells 'cell_0-1'"):
+        DisentangleModel.setup_anndata(collection, layer="counts", batch_key="batch")
 
 
 def test_backed_data_give_what_data_in_memory_give(adata, model, tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from mudata import MuData
 from scvi import REGISTRY_KEYS
+from scvi.model._utils import scrna_raw_counts_properties
 from scvi.model.base import RNASeqMixin, VAEMixin
+from scvi.model.base._de_core import _de_core
 
 from ._errors import InputError
 from ._likelihoods import COUNT_LIKELIHOODS
@@ -148,11 +152,6 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         -------
         DataFrame with a row for each gene and comparison.
         """
-        if isinstance(self.adata if adata is None else adata, MuData):
-            raise InputError(
-                "differential_expression of scvi-tools takes AnnData: load the model's modality "
-                "with setup_anndata."
-            )
         if mode == "change" and self.module.gene_likelihood not in COUNT_LIKELIHOODS:
             unit = np.log(2) if self.module.log_normalize else 1.0
 
@@ -160,7 +159,46 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
                 return (x - y) / unit
 
             kwargs = {"change_fn": change, "pseudocounts": 0.0, **kwargs}
-        return super().differential_expression(adata, *args, mode=mode, **kwargs)
+        compare = super().differential_expression
+        if not isinstance(self.adata if adata is None else adata, MuData):
+            return compare(adata, *args, mode=mode, **kwargs)
+        asked = inspect.signature(compare).bind(adata, *args, mode=mode, **kwargs)
+        asked.apply_defaults()
+        return self._compare_in_modality(**asked.arguments)
+
+    def _compare_in_modality(
+        self,
+        adata: MuData | None,
+        *,
+        batch_size: int | None,
+        fdr_target: float,
+        weights: str | None,
+        filter_outlier_cells: bool,
+        importance_weighting_kwargs: dict | None,
+        kwargs: dict | None = None,
+        **asked,
+    ) -> pd.DataFrame:
+        """Differential expression as scvi-tools' models of MuData do it, for one modality."""
+        mdata = self._validate_anndata(adata)
+        expression = partial(
+            self.get_normalized_expression,
+            return_numpy=True,
+            n_samples=1,
+            batch_size=batch_size,
+            weights=weights,
+            **(importance_weighting_kwargs or {}),
+        )
+        taken = inspect.signature(_de_core).parameters.keys() & asked.keys()
+        return _de_core(
+            self.get_anndata_manager(mdata, required=True),
+            expression,
+            self.get_latent_representation if filter_outlier_cells else None,
+            all_stats_fn=scrna_raw_counts_properties,
+            col_names=measurements(mdata, self.registry_["setup_args"])[0].var_names,
+            fdr=fdr_target,
+            **{name: asked[name] for name in taken},
+            **(kwargs or {}),
+        )
 
     def get_elbo(self, *args, **kwargs):
         """Evidence lower bound, as by scvi-tools; higher is better.

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.experimental import AnnCollection
 from scipy import sparse
 from scvi import settings
+from scvi.dataloaders import CollectionAdapter
 
 from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 
@@ -33,9 +35,9 @@ def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None
     InputError
         If a key is missing, or values are missing in a column.
     """
-    if layer is not None and layer not in adata.layers:
+    if layer is not None and layer not in adata.layers.keys():
         raise MissingKeyError(
-            f"layer='{layer}' is not in adata.layers. {_known(layer, adata.layers)}"
+            f"layer='{layer}' is not in adata.layers. {_known(layer, adata.layers.keys())}"
         )
     for argument, key in obs_keys.items():
         if key is None:
@@ -199,7 +201,20 @@ def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers['{layer}']"
 
 
+class _Rows:
+    """Values of an AnnCollection, which come in blocks of rows."""
+
+    def __init__(self, collection: AnnCollection, layer: str | None):
+        self.collection, self.layer = collection, layer
+        self.shape = collection.shape
+
+    def __getitem__(self, rows: slice):
+        return _matrix(self.collection[rows], self.layer)
+
+
 def _matrix(adata: AnnData, layer: str | None):
+    if type(adata) is CollectionAdapter:  # isinstance takes it for an AnnData
+        return _Rows(adata.collection, layer)
     return adata.X if layer is None else adata.layers[layer]
 
 

@@ -54,13 +54,15 @@ def test_known_answers(adata, scores):
     assert split["PCR comparison"] == 0
     assert split["iLISI"] < 0.05 < 0.8 < mixed["iLISI"]
     assert split["KBET"] < 0.1 < 0.8 < mixed["KBET"]
+    assert split["CiLISI"] == pytest.approx(0, abs=1e-6)
+    assert mixed["CiLISI"] > 0.9
 
 
 def test_totals(scores):
     bio = ["Isolated labels", "Leiden NMI", "Leiden ARI", "Silhouette label", "cLISI"]
     batch = ["BRAS", "iLISI", "KBET", "Graph connectivity", "PCR comparison"]
     aggregates = ["Bio conservation", "Batch correction", "Total", "Total (no silhouette)"]
-    assert list(scores.columns) == [*bio, *batch, *aggregates]
+    assert list(scores.columns) == [*bio, *batch, *aggregates, "CiLISI"]
     row = scores.loc["mixed"]
     assert row["Total"] == pytest.approx(0.6 * row[bio].mean() + 0.4 * row[batch].mean())
     without = 0.6 * (row["Leiden NMI"] + row["Leiden ARI"] + row["cLISI"]) / 3
@@ -68,6 +70,24 @@ def test_totals(scores):
         0.4 * (row["iLISI"] + row["KBET"] + row["Graph connectivity"] + row["PCR comparison"]) / 4
     )
     assert row["Total (no silhouette)"] == pytest.approx(without)
+
+
+def test_cilisi_where_all_cells_of_a_label_are_equally_near():
+    """At the corners of a simplex, a cell's neighbours are all other cells of its label."""
+    counts = {"a": {"x": 15, "y": 10, "z": 5}, "b": {"x": 5, "y": 20}, "in z only": {"z": 46}}
+    cells = [(b, label) for label, n in counts.items() for b in n for _ in range(n[b])]
+    obs = pd.DataFrame(cells, columns=["batch", "label"]).rename(index=str)
+    adata = ad.AnnData(obs=obs, obsm={"simplex": np.eye(len(obs))})
+    found = tl.integration_scores(
+        adata, "batch", "label", "simplex", unintegrated="simplex", progress_bar=False
+    )
+    expected = []
+    for n in (counts["a"], counts["b"]):
+        n_others = sum(n.values()) - 1
+        for own in n:
+            lisi = n_others**2 / sum((n[b] - (b == own)) ** 2 for b in n)
+            expected += n[own] * [(lisi - 1) / (len(n) - 1)]
+    assert found.at["simplex", "CiLISI"] == pytest.approx(np.mean(expected))
 
 
 def test_result_is_kept_and_nothing_else_is_changed(adata, scores):
@@ -122,7 +142,7 @@ def test_scores_of_pca_that_others_measured(real_data, name):
     found = tl.integration_scores(adata, "batch", "celltype", "X_pca").loc["X_pca"]
     peers = pd.read_csv(real_data / "peers.csv")
     peer = peers[(peers["dataset"] == name) & (peers["method"] == "pca")].iloc[0]
-    expected = peer[found.index.drop("Total (no silhouette)")].astype(float)
+    expected = peer[found.index.drop(["Total (no silhouette)", "CiLISI"])].astype(float)
     by_chance = {"KBET": 0.05, "Batch correction": 0.01}
     tolerance = pd.Series(by_chance).reindex(expected.index, fill_value=0.005)
     assert ((found[expected.index] - expected).abs() <= tolerance).all()
