@@ -39,12 +39,12 @@ def integration_scores(
     with Leiden clusters at the best of ten resolutions. `Bio conservation` and `Batch correction`
     are the means of their metrics and `Total` is 0.6 times the first plus 0.4 times the second.
     `Total (no silhouette)` is the same without the three that rest on silhouettes (isolated labels,
-    silhouette label, BRAS), which reward round clusters even where batches do not mix (Rautenstrauch
-    and Ohler 2025). `CiLISI` is iLISI within each label (Andreatta et al. 2024): the inverse Simpson
-    index of the batches of a cell's 30 nearest cells of its label, scaled from 0 to 1 by the number
-    of batches that the label occurs in, and averaged over the cells of labels in several batches.
-    Where batches differ in composition it does not reward mixing one label with another, as iLISI
-    does. It is no part of the totals.
+    silhouette label, BRAS), which reward round clusters even where batches do not mix
+    (Rautenstrauch and Ohler 2025). `CiLISI` is iLISI within each label (Andreatta et al. 2024): the
+    inverse Simpson index of the batches of a cell's 30 nearest cells of its label, scaled from 0 to
+    1 by the number of batches that the label occurs in, and averaged over the cells of labels in
+    several batches. Where batches differ in composition it does not reward mixing one label with
+    another, as iLISI does. It is no part of the totals.
 
     scib-metrics starts the diffusion maps of kBET at random, by which kBET moves by a few
     hundredths from one call to the next. Here the start is fixed, so that scores can be repeated.
