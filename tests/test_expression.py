@@ -336,7 +336,6 @@ def test_dispersions_are_as_many_as_asked_for(adata):
         ("use_observed_lib_size", True, False),
         ("latent_distribution", "normal", "ln"),
         ("batch_representation", "one-hot", "embedding"),
-        ("batch_embedding_kwargs", None, {"embedding_dim": 3}),
     ],
 )
 def test_options_of_scvi_without_a_choice_say_why(adata, option, ours, other):
@@ -345,6 +344,17 @@ def test_options_of_scvi_without_a_choice_say_why(adata, option, ours, other):
     DisentangleModel(adata, **{option: ours})
     with pytest.warns(UserWarning, match=f"{option}={ours!r} always, whatever is asked for. [AV]"):
         DisentangleModel(adata, **{option: other})
+
+
+def test_an_embedding_of_the_batch_has_the_size_that_is_asked_for_as_in_scvi(adata, tmp_path):
+    model = fit(adata, 1, batch_embedding_kwargs={"embedding_dim": 3})
+    codes = model.get_batch_representation()
+    assert codes.shape == (adata.n_obs, 3)
+    model.save(tmp_path / "model")
+    loaded = DisentangleModel.load(tmp_path / "model", adata=model.adata)
+    np.testing.assert_array_equal(loaded.get_batch_representation(), codes)
+    with pytest.raises(InputError, match="batch_embedding_kwargs.*embedding_dim"):
+        fit(adata, 1, batch_embedding_kwargs={"embeding_dim": 3})
 
 
 def test_a_missing_key_is_a_key_error(adata):

@@ -43,10 +43,6 @@ SETTLED = {
         "one-hot",
         "A batch has a learned code already, its z_nio: see get_batch_representation().",
     ),
-    "batch_embedding_kwargs": (
-        None,
-        "A batch has a learned code of n_latent_nio dimensions: see get_batch_representation().",
-    ),
 }
 """Options of scVI that the method leaves no choice in: their value here, and why."""
 MIN_CELLS_TO_VALIDATE = 30
@@ -75,7 +71,8 @@ class DisentangleModel(
     n_latent_nio
         Dimensions of ``z_nio``.
     n_latent
-        ``n_latent_bio`` by the name that it has in scvi-tools' models.
+        ``n_latent_bio`` by the name that it has in scvi-tools' models; so is the ``embedding_dim``
+        of their ``batch_embedding_kwargs`` taken for ``n_latent_nio``.
     n_hidden
         Units of each hidden layer.
     n_layers
@@ -130,6 +127,9 @@ class DisentangleModel(
         **module_kwargs,
     ):
         n_latent_bio = n_latent or n_latent_bio
+        embedding = module_kwargs.pop("batch_embedding_kwargs", None) or {}
+        check_options(embedding, {"embedding_dim"}, "batch_embedding_kwargs")
+        n_latent_nio = embedding.get("embedding_dim", n_latent_nio)
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
                 warnings.warn(
