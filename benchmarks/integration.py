@@ -146,6 +146,7 @@ def fadvi(adata: ad.AnnData, seed: int) -> np.ndarray:
 
 
 UNSUPERVISED = {
+    "ours": ours,
     "PCA": pca,
     "Harmony": harmony,
     "Scanorama": scanorama,
@@ -154,26 +155,23 @@ UNSUPERVISED = {
     "DRVI": drvi,
     "BioBatchNet": biobatchnet,
     "CONCORD": concord,
-    "ours": ours,
 }
-LABELLED = {"scANVI": scanvi, "FADVI": fadvi, "ours": partial(ours, labels_key=KNOWN)}
+LABELLED = {"ours": partial(ours, labels_key=KNOWN), "scANVI": scanvi, "FADVI": fadvi}
 SHARES = (0.1, 0.5, 1.0)
 ONE_ANSWER = ("PCA", "Harmony", "Scanorama")
 """Methods that give the same whatever the seed, or the same within rounding."""
 
-MEDIANS = {
+SCORES = {
     "Total": "Total",
-    "Total (no silhouette)": "without silhouettes",
+    "Total (no silhouette)": "Total without silhouettes",
     "CiLISI": "CiLISI",
     "Bio conservation": "bio",
     "Batch correction": "batch",
     "macro F1": "macro F1",
 }
-PROBES = {
-    "batch from z_bio within types": "batch in embedding",
-    "type from z_nio within batches": "type in z_nio",
-    "batch from z_nio": "batch from z_nio",
-}
+MARKERS = "osD^v<>Pp*"
+LEAKED = "batch from z_bio within types"
+OF_NIO = ("type from z_nio within batches", "batch from z_nio")
 
 
 def run(job: Mapping) -> dict:
@@ -186,7 +184,7 @@ def run(job: Mapping) -> dict:
     if predicted is not None:
         known = known_labels(adata.obs[LABEL], job["share"], job["seed"])
         measured["macro F1"] = macro_f1(adata.obs[LABEL], predicted, known == UNKNOWN)
-    return dict.fromkeys(PROBES, np.nan) | scores(adata) | measured
+    return dict.fromkeys((LEAKED, *OF_NIO), np.nan) | scores(adata) | measured
 
 
 loaded = cache(load)
@@ -216,7 +214,7 @@ def fitted(job: Mapping) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict
 
 
 def peak_mb() -> float:
-    """Most memory that this process has held (Linux); ``ru_maxrss`` is the parent's where larger."""
+    """Most memory that this process has held, as Linux tells; ``ru_maxrss`` counts the parent's."""
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 1024
 
@@ -268,7 +266,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--methods", nargs="*", help="all by default")
     parser.add_argument("--labels", type=float, nargs="*", help="shares of labels to show")
-    parser.add_argument("--redo", action="store_true", help="drop these methods' rows first")
+    parser.add_argument("--redo", action="store_true", help="run what has a row again")
     parser.add_argument("--taken-from", type=Path, help="scores of others, for what was not run")
     arguments = parser.parse_args()
     methods = arguments.methods or (UNSUPERVISED if arguments.labels is None else LABELLED)
@@ -288,8 +286,9 @@ def main() -> None:
         if seed == 0 or method not in ONE_ANSWER
     ]
     if arguments.redo:
-        old = pd.read_csv(RESULTS)
-        old[~old["variant"].isin({job["variant"] for job in jobs})].to_csv(RESULTS, index=False)
+        old, again = pd.read_csv(RESULTS), pd.DataFrame(jobs)[list(KEYS)]
+        keys = pd.MultiIndex.from_frame(again)
+        old[~pd.MultiIndex.from_frame(old[list(KEYS)]).isin(keys)].to_csv(RESULTS, index=False)
     results = run_all(jobs, run, RESULTS, arguments.processes)
     if arguments.taken_from is not None:
         results = pd.concat([results, taken_over(arguments.taken_from, results)])
@@ -318,35 +317,39 @@ def report(results: pd.DataFrame) -> None:
 
 
 def table(results: pd.DataFrame, variants: Sequence[str]) -> str:
-    """A row for each set and variant: medians over seeds, and the spread of the Total."""
-    columns = [*MEDIANS, *PROBES]
-    columns = [
-        c for c in columns if results.loc[results["variant"].isin(variants), c].notna().any()
-    ]
-    names = [(MEDIANS | PROBES)[column] for column in columns]
-    heads = ["set", "method", names[0], "lowest–highest", *names[1:], "seconds", "GB", "seeds"]
+    """A row for each set and variant: medians over seeds, and the range of the Total; best bold."""
+    shown = results[results["variant"].isin(variants)].copy()
+    shown["seconds"] = shown["fit_s"].fillna(shown["fit_wall_s"])
+    scores = [name for name in SCORES if shown[name].notna().any()]
+    groups = shown.groupby(["set", "variant"])
+    medians = groups[[*scores, LEAKED, "seconds", "peak_mb"]].median()
+    heads = ["set", "method", "Total", "its range", *(SCORES[name] for name in scores[1:])]
+    heads += ["batch in embedding", "seconds", "GB", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * (len(heads) - 2)]
     for name in SETS:
-        of_set = results[results["set"] == name]
+        best = medians.loc[[name], scores].max().round(3)
         for method in variants:
-            rows = of_set[of_set["variant"] == method]
-            if rows.empty:
+            if (name, method) not in medians.index:
                 continue
-            taken = (rows["source"] == "taken over").any()
-            cells = [name, method + (" †" if taken else ""), _number(rows["Total"].median(), 3)]
-            low, high = rows["Total"].min(), rows["Total"].max()
-            cells.append(f"{low:.3f}–{high:.3f}" if len(rows) > 1 else "")
-            cells += [_number(rows[column].median(), 3) for column in columns[1:]]
-            seconds = rows["fit_s"].fillna(rows["fit_wall_s"]).median()
-            cells.append(_number(seconds, 0 if seconds >= 10 else 1))
-            cells.append(_number(rows["peak_mb"].median() / 1024, 1))
-            cells.append(str(len(rows)))
+            row, runs = medians.loc[name, method], groups.get_group((name, method))
+            cells = [
+                f"**{row[score]:.3f}**"
+                if round(row[score], 3) == best[score]
+                else _cell(row[score])
+                for score in scores
+            ]
+            low, high = runs["Total"].min(), runs["Total"].max()
+            cells.insert(1, f"{low:.3f}–{high:.3f}" if len(runs) > 1 else "")
+            mark = " †" if (runs["source"] != "run").any() else ""
+            cells = [name, method + mark, *cells, _cell(row[LEAKED], 2)]
+            cells += [_cell(row["seconds"], 0 if row["seconds"] >= 10 else 1)]
+            cells += [_cell(row["peak_mb"] / 1024, 1), str(len(runs))]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float, digits: int) -> str:
-    return "" if np.isnan(value) else f"{value:.{digits}f}"
+def _cell(value: float, digits: int = 3) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def figure(results: pd.DataFrame, methods: Sequence[str], path: Path) -> None:
@@ -354,35 +357,29 @@ def figure(results: pd.DataFrame, methods: Sequence[str], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, len(SETS), figsize=(13, 4.6), layout="constrained")
+    points = {}
     for ax, name in zip(axes, SETS, strict=True):
-        for i, method in enumerate(methods):
+        for method, marker in zip(methods, MARKERS, strict=False):
             rows = results[(results["set"] == name) & (results["variant"] == method)]
             if rows.empty:
                 continue
-            values = rows[["Batch correction", "Bio conservation"]]
-            middle = values.median()
-            (x, y), low, high = middle, middle - values.min(), values.max() - middle
-            color = "#D55E00" if method == "ours" else f"C{i}" if i != 1 else "#444444"
-            marker = "o" if method == "ours" else "osD^vP*Xp"[i]
-            ax.errorbar(
-                x,
-                y,
-                xerr=[[low.iloc[0]], [high.iloc[0]]],
-                yerr=[[low.iloc[1]], [high.iloc[1]]],
+            runs = rows[["Batch correction", "Bio conservation"]]
+            middle = runs.median()
+            reach = np.stack([middle - runs.min(), runs.max() - middle], axis=1)
+            points[method] = ax.errorbar(
+                *middle,
+                xerr=reach[:1].T,
+                yerr=reach[1:].T,
                 fmt=marker,
-                color=color,
                 ms=10 if method == "ours" else 6,
+                color="#D55E00" if method == "ours" else "#0072B2",
+                mfc=None if method == "ours" else "white",
                 capsize=2,
-                label=method,
             )
         ax.set(title=name, xlabel="Batch correction")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("Bio conservation")
-    handles = {}
-    for ax in axes:
-        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    shown = [method for method in methods if method in handles]
-    fig.legend([handles[m] for m in shown], shown, loc="outside right center", frameon=False)
+    fig.legend(points.values(), points, loc="outside right center", frameon=False)
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
