@@ -116,9 +116,9 @@ def test_brings_types_together_across_batches(make_codes):
     assert transfer() > 0.9
 
 
-@pytest.mark.parametrize("counterfactual", [False, True])
-def test_views_of_a_cell_are_told_from_those_of_its_batch(make_codes, counterfactual):
-    """Against PyTorch's cross-entropy over the views of the anchor's batch."""
+@pytest.mark.parametrize("counterfactual", [0.0, 0.3, 1.0])
+def test_views_and_counterfactuals_are_told_from_cells_of_the_batch(make_codes, counterfactual):
+    """Against PyTorch's cross-entropy over the cell itself and the views of its batch."""
     batch = torch.arange(40) % 3
     own, shown = torch.rand(40, 20), torch.rand(40, 20)
     partners = []
@@ -130,12 +130,52 @@ def test_views_of_a_cell_are_told_from_those_of_its_batch(make_codes, counterfac
     )
     spec = {"contrastive": {"positives": "views", "counterfactual": counterfactual}}
     value = build_objectives(spec, **SIZES)(codes)["contrastive"]
-    views = functional.normalize((shown if counterfactual else own)[:, :5], dim=1)
-    logits = functional.normalize(codes.z_bio, dim=1) @ views.T / 0.2
+    anchors = functional.normalize(codes.z_bio, dim=1)
+    logits = anchors @ functional.normalize(own[:, :5], dim=1).T / 0.2
     logits = logits.masked_fill(batch[:, None] != batch, -torch.inf)
-    torch.testing.assert_close(value, functional.cross_entropy(logits, torch.arange(40)))
-    assert len(partners) == counterfactual
+    moved = functional.cosine_similarity(anchors, shown[:, :5]) / 0.2
+    own_view = functional.cross_entropy(logits, torch.arange(40))
+    across = functional.cross_entropy(logits.diagonal_scatter(moved), torch.arange(40))
+    expected = (1 - counterfactual) * own_view + counterfactual * across
+    torch.testing.assert_close(value, expected)
+    assert len(partners) == (counterfactual > 0)
     assert all((batch[p] != batch).all() for p in partners)
+
+
+def test_a_counterfactual_drains_the_batch_that_views_leave(make_codes):
+    """Codes with a shift by the batch, which the decoder shows as that of the partner's batch."""
+    batch = torch.arange(90) % 3
+    shifts, biology = 2.0 * torch.eye(3), torch.randn(90, 4)
+    x = torch.cat([biology, shifts[batch]], dim=1)
+
+    def share_of_the_batch(counterfactual):
+        torch.manual_seed(0)
+        encoder = torch.nn.Linear(7, 5, bias=False)
+        optimizer = torch.optim.Adam(encoder.parameters(), lr=0.02)
+        spec = {"contrastive": {"counterfactual": counterfactual}}
+        objective = build_objectives(spec, **SIZES)
+        for _ in range(200):
+            codes = make_codes(
+                x=x,
+                batch=batch,
+                labels=None,
+                z_bio=encoder(x),
+                encode_bio=lambda x: encoder(x + 0.1 * torch.randn_like(x)),
+                as_partner=lambda p: torch.cat([biology, shifts[batch[p]]], dim=1),
+            )
+            optimizer.zero_grad()
+            objective(codes)["contrastive"].backward()
+            optimizer.step()
+        squared = encoder.weight.detach().square().sum(0)
+        return squared[4:].sum() / squared.sum()
+
+    assert share_of_the_batch(0.5) < 0.5 * share_of_the_batch(0.0)
+
+
+def test_one_batch_has_no_counterfactual(make_codes):
+    codes = make_codes(n=10, batch=torch.zeros(10, dtype=torch.long), as_partner=None)
+    objective = build_objectives("contrastive", **{**SIZES, "n_batch": 1})
+    assert objective(codes)["contrastive"] > 0
 
 
 def test_partners_are_random_cells_of_other_batches():
@@ -180,5 +220,5 @@ def test_cells_are_not_shown_in_other_batches_unless_asked(make_codes):
     def as_partner(partner):
         raise AssertionError
 
-    objective = build_objectives("contrastive", n_latent_bio=5, n_latent_nio=5, n_batch=3)
+    objective = build_objectives({"contrastive": {"counterfactual": 0.0}}, **SIZES)
     assert objective(make_codes(as_partner=as_partner))["contrastive"] > 0

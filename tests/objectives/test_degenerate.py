@@ -18,7 +18,8 @@ VARIANTS = {
     "batch_hsic unbiased": {"estimator": "unbiased"},
     "mutual_information leave_one_out": {"bound": "leave_one_out"},
     "contrastive mnn": {"positives": "mnn"},
-    "contrastive counterfactual": {"counterfactual": True},
+    "contrastive views": {"counterfactual": 0.0},
+    "contrastive counterfactual": {"counterfactual": 1.0},
     "adversary balanced": {"balanced": True},
 }
 N = 6

@@ -146,6 +146,10 @@ def test_estimators_add_up(make_codes):
         ({"hsic": float("nan")}, "weight of the objective 'hsic'"),
         ({"hsic": True}, "weight of the objective 'hsic'"),
         ({"mmd": {"sigma": 0.0}}, "sigma=0.0 must be a number above zero"),
+        (
+            {"contrastive": {"counterfactual": 1.5}},
+            "counterfactual=1.5 must be a number from 0 to 1",
+        ),
         ({"mmd": {"kernel_num": 2.5}}, "kernel_num=2.5 must be a whole number"),
         ({"local_batch_hsic": {"n_clusters": "ten"}}, "n_clusters='ten'"),
         (3, "None, a name, or a mapping"),

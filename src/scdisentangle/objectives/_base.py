@@ -106,6 +106,13 @@ def check_count(**options: int) -> None:
             raise InputError(f"{option}={value!r} must be a whole number.")
 
 
+def check_share(**options: float) -> None:
+    """Raise :class:`InputError` unless every option is a number in [0, 1]."""
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(f"{option}={value!r} must be a number from 0 to 1.")
+
+
 def one_hot(batch: Tensor, n_batch: int, like: Tensor) -> Tensor:
     """Indicators of the batch in the floating type of ``like``, shape ``(n_cells, n_batch)``."""
     return torch.nn.functional.one_hot(batch, n_batch).to(like.dtype)

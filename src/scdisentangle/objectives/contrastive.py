@@ -11,7 +11,7 @@ from ._base import (
     Objective,
     check_count,
     check_positive,
-    differentiable_zero,
+    check_share,
 )
 
 _EXCLUDED = -1e9
@@ -107,6 +107,12 @@ def _alike(labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def _in_another_batch(codes: Codes) -> Tensor:
+    """Each cell as the decoder shows it in the batch of a random other cell, a constant."""
+    return codes.as_partner(random_partners(codes.batch))
+
+
+@torch.no_grad()
 def random_partners(batch: Tensor) -> Tensor:
     """A random cell of another batch for each cell, or the cell itself where there is no other.
 
@@ -127,12 +133,16 @@ def random_partners(batch: Tensor) -> Tensor:
 class Contrastive(Objective):
     r"""InfoNCE on z_bio, :func:`info_nce`, with cosine similarity over a temperature.
 
-    An anchor is compared with second views of all cells: encoded anew through other noise and gene
-    dropout, or, as counterfactuals, as they would show in another batch. Its positives are the
-    views of cells with its label (of another batch where there are any), or of its mutual nearest
-    neighbours in other batches, or of itself. Negatives are views of cells of the anchor's own
-    batch without its label. They share the batch with the anchor, so that the batch is no help to
-    tell them from the positive: it drains from z_bio, and no unlike cells are compared.
+    An anchor is compared with second views of all cells, encoded anew through other noise and gene
+    dropout. Its positives are the views of cells with its label (of another batch where there are
+    any), or of its mutual nearest neighbours in other batches, or of itself. Negatives are views of
+    cells of the anchor's own batch without its label. They share the batch with the anchor, so that
+    the batch is no help to tell them from the positive, and no unlike cells are compared.
+
+    For a share of the loss the positive is a counterfactual: the anchor's own cell as the decoder
+    shows it in the batch of a random other cell. The negatives stay cells of the anchor's batch, so
+    that whatever z_bio says of the batch sets the positive back, and drains from it. Like is pulled
+    towards like: a type that one batch alone has meets nobody but itself.
 
     The default objective, with or without labels.
 
@@ -142,8 +152,7 @@ class Contrastive(Objective):
         ``"labels"``; ``"mnn"``; ``"views"``, an anchor's own view; or ``"auto"``, labels for
         cells that have a positive by label and views for all others.
     counterfactual
-        Whether the second view shows each cell with ``z_nio`` and batch of a random cell of
-        another batch, instead of its own expression.
+        Share of the loss whose positive is the counterfactual, in [0, 1].
     temperature
         Of the similarity.
     n_neighbors
@@ -156,7 +165,7 @@ class Contrastive(Objective):
         self,
         *,
         positives: str = "auto",
-        counterfactual: bool = False,
+        counterfactual: float = 0.5,
         temperature: float = 0.2,
         n_neighbors: int = 3,
         **sizes: int,
@@ -165,21 +174,30 @@ class Contrastive(Objective):
         check_choice("positives", positives, ("auto", "labels", "mnn", "views"))
         check_positive(temperature=temperature)
         check_count(n_neighbors=n_neighbors)
+        check_share(counterfactual=counterfactual)
         self.positives = positives
-        self.counterfactual = counterfactual
+        self.counterfactual = counterfactual if self.n_batch > 1 else 0.0
         self.temperature = temperature
         self.n_neighbors = n_neighbors
 
     def forward(self, codes: Codes) -> Tensor:
         """Mean over the anchors that have a positive; 0 where none has."""
         positives, negatives = self._pairs(codes)
-        if not positives.any():
-            return differentiable_zero(codes.z_bio)
-        x = codes.as_partner(random_partners(codes.batch)) if self.counterfactual else codes.x
-        anchors, views = (
-            functional.normalize(z, dim=1, eps=1e-6) for z in (codes.z_bio, codes.encode_bio(x))
+        anchors = functional.normalize(codes.z_bio, dim=1, eps=1e-6)
+        views = functional.normalize(codes.encode_bio(codes.x), dim=1, eps=1e-6)
+        similarity = anchors @ views.T / self.temperature
+        loss = info_nce(similarity, positives, negatives)
+        if self.counterfactual == 0:
+            return loss
+        moved = functional.normalize(codes.encode_bio(_in_another_batch(codes)), dim=1, eps=1e-6)
+        to_itself = (anchors * moved).sum(1, keepdim=True) / self.temperature
+        first = torch.ones_like(to_itself, dtype=torch.bool)
+        across = info_nce(
+            torch.cat([to_itself, similarity], dim=1),
+            torch.cat([first, torch.zeros_like(negatives)], dim=1),
+            torch.cat([~first, negatives], dim=1),
         )
-        return info_nce(anchors @ views.T / self.temperature, positives, negatives)
+        return (1 - self.counterfactual) * loss + self.counterfactual * across
 
     def _pairs(self, codes: Codes) -> tuple[Tensor, Tensor]:
         """Masks of positives and negatives, anchors in rows and views in columns."""
