@@ -6,7 +6,7 @@ import scvi
 import torch
 from lightning.pytorch import Callback, LightningModule
 
-from scdisentangle import DisentangleModel, data
+from scdisentangle import DisentangleModel, _epoch_log, data
 from scdisentangle._epoch_log import EpochLogMixin
 
 
@@ -33,6 +33,13 @@ def test_the_history_is_that_of_lightning(monkeypatch, objective, on_step):
         np.testing.assert_allclose(
             ours[name].to_numpy(float), theirs[name].to_numpy(float), rtol=1e-5, atol=1e-6
         )
+
+
+def test_many_steps_give_the_same_mean(monkeypatch):
+    expected = trained().history["train_loss"]["train_loss"].to_numpy(float)
+    monkeypatch.setattr(_epoch_log, "STEPS_KEPT", 2)
+    found = trained().history["train_loss"]["train_loss"].to_numpy(float)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_the_weight_of_the_divergence_is_in_the_history():

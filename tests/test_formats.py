@@ -253,3 +253,5 @@ def test_annbatch_trains_from_disk(adata, tmp_path):
     codes = model.get_latent_representation(dataloader=datamodule.inference_dataloader())
     assert codes.shape == (200, 5)
     assert len(np.unique(codes.round(4), axis=0)) > 190
+    streamed = model.iter_latent_representation(dataloader=datamodule.inference_dataloader())
+    np.testing.assert_array_equal(np.concatenate(list(streamed)), codes)

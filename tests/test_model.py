@@ -86,6 +86,37 @@ def test_codes_come_in_the_order_asked_for(model):
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"representation": "joint", "indices": [3, 150, 7]}])
+def test_codes_can_be_had_minibatch_by_minibatch(model, options):
+    minibatches = list(model.iter_latent_representation(batch_size=2, **options))
+    assert {len(codes) for codes in minibatches} <= {1, 2}
+    np.testing.assert_allclose(
+        np.concatenate(minibatches), model.get_latent_representation(**options), atol=1e-5
+    )
+
+
+def test_mean_and_variance_can_be_had_minibatch_by_minibatch(model):
+    means, variances = zip(*model.iter_latent_representation(return_dist=True), strict=True)
+    mean, variance = model.get_latent_representation(return_dist=True)
+    np.testing.assert_allclose(np.concatenate(means), mean, atol=1e-5)
+    np.testing.assert_array_equal(np.concatenate(variances), variance)
+
+
+def test_no_minibatch_is_read_before_it_is_asked_for(model):
+    read = []
+
+    def minibatches():
+        for minibatch in model._make_data_loader(model.adata, batch_size=16):
+            read.append(1)
+            yield minibatch
+
+    codes = model.iter_latent_representation(dataloader=minibatches())
+    assert not read
+    next(codes)
+    next(codes)
+    assert len(read) == 2
+
+
 def test_one_seed_gives_one_result(adata):
     first, second, other = (fit(adata, seed=s).get_latent_representation() for s in (1, 1, 2))
     np.testing.assert_array_equal(first, second)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 STEPS = ("training_step", "validation_step")
+STEPS_KEPT = 1000
+"""Values of so many steps are kept before they become their mean."""
 
 
 class EpochLogMixin(LightningModule):
@@ -38,6 +40,8 @@ class EpochLogMixin(LightningModule):
         else:
             value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
             values.append((value.detach(), size))
+            if len(values) == STEPS_KEPT:
+                values[:] = [_mean(values)]
 
     def _log_means(self, step: str) -> None:
         """Log the means over an epoch's steps, each weighed by its cells."""
@@ -45,11 +49,8 @@ class EpochLogMixin(LightningModule):
             if isinstance(values[0], Metric):
                 super().log(name, values[0], **options)
                 continue
-            of_steps, sizes = zip(*values, strict=True)
-            total = sum(sizes)
-            shares = torch.tensor(sizes, dtype=torch.float32, device=self.device) / total
-            mean = torch.stack(of_steps) @ shares
-            super().log(name, mean, batch_size=total, **options)
+            mean, size = _mean(values)
+            super().log(name, mean, batch_size=size, **options)
 
     def on_train_batch_end(self, outputs: Tensor, batch: Any, batch_idx: int) -> None:
         """Log an epoch's means before any callback asks for them."""
@@ -63,3 +64,11 @@ class EpochLogMixin(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the means of the validation's steps."""
         self._log_means("validation_step")
+
+
+def _mean(values: list[tuple[Tensor, int]]) -> tuple[Tensor, int]:
+    """Mean of values that are each of so many cells, and the sum of the cells."""
+    of_steps, sizes = zip(*values, strict=True)
+    stacked = torch.stack(of_steps)
+    shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    return (stacked * shares.to(stacked)).sum(), sum(sizes)

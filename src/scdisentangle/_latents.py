@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -36,6 +36,57 @@ class LatentMixin:
             yield self.module.inference(**inputs, n_samples=n_samples)
 
     @torch.inference_mode()
+    def iter_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        dataloader=None,
+        representation: Representation = "bio",
+        **data_loader_kwargs,
+    ) -> Iterator[np.ndarray | tuple[np.ndarray, np.ndarray]]:
+        """As :meth:`get_latent_representation`, one minibatch at a time.
+
+        For cells whose codes are not to be in memory all at once.
+
+        Parameters
+        ----------
+        adata, indices, give_mean, batch_size, return_dist
+            As for :meth:`get_latent_representation`.
+        dataloader, representation, **data_loader_kwargs
+            As for :meth:`get_latent_representation`.
+
+        Yields
+        ------
+        The codes of the next cells, shape ``(n_cells, n_latent)``; mean and variance with
+        ``return_dist``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import scdisentangle
+        >>> adata = scdisentangle.data.simulated(n_cells=200, n_genes=100)
+        >>> scdisentangle.DisentangleModel.setup_anndata(adata, batch_key="batch")
+        >>> model = scdisentangle.DisentangleModel(adata)
+        >>> model.train(max_epochs=2)
+        >>> sum(len(codes) for codes in model.iter_latent_representation(batch_size=32))
+        200
+        """
+        check_choice("representation", representation, CODES)
+        codes = CODES[representation]
+        n_samples = None if give_mean or return_dist else 1
+        for outputs in self._run_encoder(
+            adata, indices, batch_size, dataloader, n_samples, **data_loader_kwargs
+        ):
+            mean = torch.cat([outputs[f"z_{code}"] for code in codes], dim=1).cpu().numpy()
+            if return_dist:
+                variance = torch.cat([_variance(outputs, code) for code in codes], dim=1)
+                yield mean, variance.cpu().numpy()
+            else:
+                yield mean
+
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -83,22 +134,20 @@ class LatentMixin:
         InputError
             If the genes or the batches are not those of the model.
         """
-        check_choice("representation", representation, CODES)
-        codes = CODES[representation]
-        means, variances = [], []
-        for outputs in self._run_encoder(
+        minibatches = self.iter_latent_representation(
             adata,
             indices,
+            give_mean,
             batch_size,
+            return_dist,
             dataloader,
-            n_samples=None if give_mean or return_dist else 1,
+            representation,
             **data_loader_kwargs,
-        ):
-            means.append(torch.cat([outputs[f"z_{code}"] for code in codes], dim=1).cpu())
-            if return_dist:
-                variances.append(torch.cat([_variance(outputs, code) for code in codes], 1).cpu())
-        mean = torch.cat(means).numpy()
-        return (mean, torch.cat(variances).numpy()) if return_dist else mean
+        )
+        if not return_dist:
+            return np.concatenate(list(minibatches))
+        means, variances = zip(*minibatches, strict=True)
+        return np.concatenate(means), np.concatenate(variances)
 
     @torch.inference_mode()
     def get_batch_representation(
