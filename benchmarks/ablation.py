@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 EQUAL = {"n_latent_bio": 16, "n_latent_nio": 16}
 
 # The table of the user guide was made with scvi-tools' own eps, a z_bio of free length, and a
-# contrast of views alone.
+# contrast of views alone, whose negatives were views too.
 PLAN = {"eps": 0.01}
 VIEWS = {"counterfactual": 0.0}
 MODEL = {"spherical": False, "objective": {"contrastive": VIEWS}}

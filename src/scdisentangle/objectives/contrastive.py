@@ -107,12 +107,6 @@ def _alike(labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _in_another_batch(codes: Codes) -> Tensor:
-    """Each cell as the decoder shows it in the batch of a random other cell, a constant."""
-    return codes.as_partner(random_partners(codes.batch))
-
-
-@torch.no_grad()
 def random_partners(batch: Tensor) -> Tensor:
     """A random cell of another batch for each cell, or the cell itself where there is no other.
 
@@ -133,16 +127,14 @@ def random_partners(batch: Tensor) -> Tensor:
 class Contrastive(Objective):
     r"""InfoNCE on z_bio, :func:`info_nce`, with cosine similarity over a temperature.
 
-    An anchor is compared with second views of all cells, encoded anew through other noise and gene
-    dropout. Its positives are the views of cells with its label (of another batch where there are
-    any), or of its mutual nearest neighbours in other batches, or of itself. Negatives are views of
-    cells of the anchor's own batch without its label. They share the batch with the anchor, so that
-    the batch is no help to tell them from the positive, and no unlike cells are compared.
-
-    For a share of the loss the positive is a counterfactual: the anchor's own cell as the decoder
-    shows it in the batch of a random other cell. The negatives stay cells of the anchor's batch, so
-    that whatever z_bio says of the batch sets the positive back, and drains from it. Like is pulled
-    towards like: a type that one batch alone has meets nobody but itself.
+    Every cell is encoded a second time, through other noise and gene dropout; for a share of them,
+    drawn anew in each step, this second view is a counterfactual: the cell as the decoder shows it
+    in the batch of a random other cell. The positives of an anchor are the views of cells with its
+    label (of another batch where there are any), or of its mutual nearest neighbours in other
+    batches, or of itself. Negatives are the other cells of the anchor's own batch, without its
+    label. They share the batch with the anchor, so that the batch is no help to tell them from the
+    positive; and where that is a counterfactual, whatever z_bio says of the batch sets it back, and
+    drains. No unlike cells are compared: a type that one batch alone has meets nobody.
 
     The default objective, with or without labels.
 
@@ -152,7 +144,7 @@ class Contrastive(Objective):
         ``"labels"``; ``"mnn"``; ``"views"``, an anchor's own view; or ``"auto"``, labels for
         cells that have a positive by label and views for all others.
     counterfactual
-        Share of the loss whose positive is the counterfactual, in [0, 1].
+        Share of the views that show the cell in another batch, in [0, 1].
     temperature
         Of the similarity.
     n_neighbors
@@ -184,23 +176,25 @@ class Contrastive(Objective):
         """Mean over the anchors that have a positive; 0 where none has."""
         positives, negatives = self._pairs(codes)
         anchors = functional.normalize(codes.z_bio, dim=1, eps=1e-6)
-        views = functional.normalize(codes.encode_bio(codes.x), dim=1, eps=1e-6)
-        similarity = anchors @ views.T / self.temperature
-        loss = info_nce(similarity, positives, negatives)
-        if self.counterfactual == 0:
-            return loss
-        moved = functional.normalize(codes.encode_bio(_in_another_batch(codes)), dim=1, eps=1e-6)
-        to_itself = (anchors * moved).sum(1, keepdim=True) / self.temperature
-        first = torch.ones_like(to_itself, dtype=torch.bool)
-        across = info_nce(
-            torch.cat([to_itself, similarity], dim=1),
-            torch.cat([first, torch.zeros_like(negatives)], dim=1),
-            torch.cat([~first, negatives], dim=1),
+        views = functional.normalize(codes.encode_bio(self._seen_again(codes)), dim=1, eps=1e-6)
+        candidates = torch.cat([views, anchors])
+        none = torch.zeros_like(positives)
+        return info_nce(
+            anchors @ candidates.T / self.temperature,
+            torch.cat([positives, none], dim=1),
+            torch.cat([none, negatives], dim=1),
         )
-        return (1 - self.counterfactual) * loss + self.counterfactual * across
+
+    @torch.no_grad()
+    def _seen_again(self, codes: Codes) -> Tensor:
+        """Expression of each cell, or for a share of them that in another batch, a constant."""
+        if self.counterfactual == 0:
+            return codes.x
+        chosen = torch.rand(len(codes.x), 1, device=codes.x.device) < self.counterfactual
+        return torch.where(chosen, codes.as_partner(random_partners(codes.batch)), codes.x)
 
     def _pairs(self, codes: Codes) -> tuple[Tensor, Tensor]:
-        """Masks of positives and negatives, anchors in rows and views in columns."""
+        """Masks of positives among views and of negatives among anchors, anchors in rows."""
         itself = torch.eye(len(codes.batch), dtype=torch.bool, device=codes.batch.device)
         positives = torch.zeros_like(itself)
         negatives = (codes.batch.unsqueeze(1) == codes.batch) & ~itself
