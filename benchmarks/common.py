@@ -83,7 +83,9 @@ def run_all(
                 tqdm.write(f"{[futures[future][key] for key in KEYS]} failed: {error!r}")
                 continue
             row = pd.DataFrame([future.result()])
-            row.to_csv(csv, mode="a", header=not csv.exists(), index=False)
+            if csv.exists():  # whose columns need not be today's
+                row = pd.concat([pd.read_csv(csv), row])
+            row.to_csv(csv, index=False)
     return pd.read_csv(csv)
 
 
