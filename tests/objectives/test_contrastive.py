@@ -46,6 +46,18 @@ def test_info_nce_with_one_positive_is_the_cross_entropy():
     torch.testing.assert_close(info_nce(similarity, positives, ~positives), expected)
 
 
+def test_info_nce_takes_negatives_among_other_candidates():
+    to_positives, to_negatives = torch.randn(6, 4).double(), torch.randn(6, 7).double()
+    positives, negatives = torch.rand(6, 4) < 0.5, torch.rand(6, 7) < 0.5
+    value = info_nce(to_positives, positives, negatives, to_negatives)
+    together = info_nce(
+        torch.cat([to_positives, to_negatives], dim=1),
+        torch.cat([positives, torch.zeros_like(negatives)], dim=1),
+        torch.cat([torch.zeros_like(positives), negatives], dim=1),
+    )
+    torch.testing.assert_close(value, together)
+
+
 def test_info_nce_gradient_equals_finite_differences():
     similarity = torch.randn(4, 5, dtype=torch.double, requires_grad=True)
     positives, negatives = torch.rand(4, 5) < 0.4, torch.rand(4, 5) < 0.5

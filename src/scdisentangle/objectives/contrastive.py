@@ -17,7 +17,9 @@ from ._base import (
 _EXCLUDED = -1e9
 
 
-def info_nce(similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+def info_nce(
+    similarity: Tensor, positives: Tensor, negatives: Tensor, to_negatives: Tensor | None = None
+) -> Tensor:
     r"""InfoNCE with several positives per anchor, each against all of the anchor's negatives.
 
     .. math::
@@ -33,6 +35,8 @@ def info_nce(similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor
         :math:`s`, already divided by the temperature, shape ``(n_anchors, n_candidates)``.
     positives, negatives
         Masks of the same shape.
+    to_negatives
+        Similarity to the candidates for negatives, where they are others than for positives.
 
     Returns
     -------
@@ -43,7 +47,8 @@ def info_nce(similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor
     van den Oord et al. (2018), Representation learning with contrastive predictive coding,
     arXiv:1807.03748; Khosla et al. (2020), Supervised contrastive learning, NeurIPS.
     """
-    against = similarity.masked_fill(~negatives, _EXCLUDED).logsumexp(1, keepdim=True)
+    to_negatives = similarity if to_negatives is None else to_negatives
+    against = to_negatives.masked_fill(~negatives, _EXCLUDED).logsumexp(1, keepdim=True)
     losses = functional.softplus(against - similarity)
     counts = positives.sum(1, keepdim=True)
     per_anchor = (losses * positives / counts.clamp_min(1)).sum(1)
@@ -177,13 +182,8 @@ class Contrastive(Objective):
         positives, negatives = self._pairs(codes)
         anchors = functional.normalize(codes.z_bio, dim=1, eps=1e-6)
         views = functional.normalize(codes.encode_bio(self._seen_again(codes)), dim=1, eps=1e-6)
-        candidates = torch.cat([views, anchors])
-        none = torch.zeros_like(positives)
-        return info_nce(
-            anchors @ candidates.T / self.temperature,
-            torch.cat([positives, none], dim=1),
-            torch.cat([none, negatives], dim=1),
-        )
+        scaled = anchors / self.temperature
+        return info_nce(scaled @ views.T, positives, negatives, to_negatives=scaled @ anchors.T)
 
     @torch.no_grad()
     def _seen_again(self, codes: Codes) -> Tensor:
