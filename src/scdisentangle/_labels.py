@@ -24,7 +24,7 @@ class LabelMixin:
         indices: Sequence[int] | None = None,
         soft: bool = False,
         batch_size: int | None = None,
-        n_neighbors: int = 15,
+        n_neighbors: int = 5,
     ) -> np.ndarray | pd.DataFrame:
         """The label of each cell, by a vote of the nearest labelled cells in ``z_bio``.
 
@@ -38,7 +38,7 @@ class LabelMixin:
         soft
             Whether to give the share of votes for every label, instead of the label with most.
         n_neighbors
-            Number of votes.
+            Number of votes. Many outvote a type of which few cells are labelled.
 
         Returns
         -------
