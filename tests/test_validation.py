@@ -198,3 +198,10 @@ def test_the_users_data_is_left_alone(kind):
     pd.testing.assert_frame_equal(adata.var, before.var)
     new = set(adata.obs) - set(before.obs)
     assert all(name.startswith("_scvi") for name in [*new, *adata.uns])
+
+
+def test_a_key_where_there_are_none_at_all():
+    adata = ad.AnnData(np.ones((4, 3), dtype=np.float32))
+    adata.obs["batch"] = ["a", "a", "b", "b"]
+    with pytest.raises(InputError, match=r"'counts' is not in adata.layers. There are none\."):
+        DisentangleModel.setup_anndata(adata, batch_key="batch", layer="counts")

@@ -32,7 +32,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
-    return hint + "Known: " + ", ".join(known) + "."
+    return hint + (f"Known: {', '.join(known)}." if known else "There are none.")
 
 
 def check_options(given: Iterable[str], known: Iterable[str], what: str) -> None:
