@@ -194,7 +194,8 @@ def _warn(message: str) -> None:
 
 
 def _known(key: str, columns: Iterable[str]) -> str:
-    return did_you_mean(str(key), map(str, columns))
+    named = (str(column) for column in columns if column is not None)  # None: anndata's name of X
+    return did_you_mean(str(key), named)
 
 
 def _where(layer: str | None) -> str:
