@@ -62,8 +62,6 @@ class QueryMappingMixin(ArchesMixin):
             adata, reference_model, unfrozen=True, **{"transfer_batch": True, **kwargs}
         )
         reference = reference_model.module
-        model.file_format_ = reference_model.file_format_
-        model.module.encoder.bio_head.spherical = reference.encoder.bio_head.spherical
         known = _grow(reference, model.module)
         model.labelled_codes_ = reference_model._labelled_codes()
         if freeze_dropout:

@@ -144,9 +144,9 @@ class SavingMixin:
             )
         except (RuntimeError, OSError) as error:
             raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
-        model.file_format_ = written
         if written < FIRST_WITH_SPHERES:
             model.module.encoder.bio_head.spherical = False
+            model.init_params_["kwargs"]["module_kwargs"]["spherical"] = False
         return model
 
     @classmethod

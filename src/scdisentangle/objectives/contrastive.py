@@ -34,7 +34,7 @@ def info_nce(
     similarity
         :math:`s`, already divided by the temperature, shape ``(n_anchors, n_candidates)``.
     positives, negatives
-        Masks of the same shape.
+        Masks of the same shape; that of negatives has the shape of ``to_negatives`` if given.
     to_negatives
         Similarity to the candidates for negatives, where they are others than for positives.
 
