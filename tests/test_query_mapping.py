@@ -99,7 +99,12 @@ def test_training_fits_the_new_batch_and_nothing_else(cells):
     query_model.train(20, enable_progress_bar=False)
     assert query_model.get_reconstruction_error()["reconstruction_loss"] < error
     moved = {k for k, v in query_model.module.state_dict().items() if not v.equal(before[k])}
-    assert {name.split(".")[0] for name in moved} == {"codebook", "decoder", "classifier"}
+    assert {name.split(".")[0] for name in moved} == {
+        "alignment",
+        "codebook",
+        "decoder",
+        "classifier",
+    }
     for name in moved:
         kept = query_model.module.state_dict()[name] == before[name]
         assert kept.sum() >= model.module.state_dict()[name].numel()

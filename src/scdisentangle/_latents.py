@@ -9,17 +9,64 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from lightning.pytorch import LightningDataModule
 from scvi import REGISTRY_KEYS
 from scvi.data._utils import _validate_adata_dataloader_input
 
-from ._errors import check_choice
+from ._errors import InputError, check_choice
 
 Representation = Literal["bio", "batch", "joint"]
+CELLS_TO_ALIGN = 10_000
 CODES = {"bio": ("bio",), "batch": ("nio",), "joint": ("bio", "nio")}
 
 
 class LatentMixin:
     """From cells to codes."""
+
+    @torch.inference_mode()
+    def align(self, datamodule: LightningDataModule | None = None) -> None:
+        """Find the shifts between batches that training left in ``z_bio``, and take them out.
+
+        :meth:`train` ends with it. Call it for weights from a checkpoint that was written in
+        training. Nothing happens if the model has ``alignment=False``.
+
+        Parameters
+        ----------
+        datamodule
+            What the model was trained from, where that was no AnnData.
+
+        Raises
+        ------
+        InputError
+            If the model's data are minified, and so hold codes that are aligned already.
+        """
+        alignment = self.module.alignment
+        if alignment is None:
+            return
+        if self.minified_data_type is not None:
+            raise InputError(
+                "The AnnData is minified: its codes are aligned already, and there are no counts "
+                "to encode again. Call align() before minify_adata()."
+            )
+        alignment.reset()
+        if datamodule is None:
+            minibatches = self._make_data_loader(self.adata, self._sample_of_batches())
+        else:
+            minibatches = datamodule.train_dataloader()
+        codes, batches, n_cells = [], [], 0
+        for tensors in minibatches:
+            inputs = self.module._get_inference_input(tensors)
+            codes.append(self.module.inference(**inputs)["z_bio"])
+            batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).to(codes[-1].device))
+            n_cells += len(codes[-1])
+            if n_cells >= CELLS_TO_ALIGN:
+                break
+        alignment.fit(torch.cat(codes), torch.cat(batches).long())
+
+    def _sample_of_batches(self) -> np.ndarray | None:
+        if self.adata.n_obs <= CELLS_TO_ALIGN:
+            return None
+        return np.sort(np.random.default_rng(0).choice(self.adata.n_obs, CELLS_TO_ALIGN, False))
 
     def _run_encoder(
         self, adata, indices, batch_size, dataloader=None, n_samples=None, **data_loader_kwargs

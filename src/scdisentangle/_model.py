@@ -90,7 +90,7 @@ class DisentangleModel(
         Further options of :class:`~scdisentangle.DisentangleModule`: ``input_dropout``,
         ``nio_noise_factor``, ``dispersion``, ``encoder``, ``nio_flow``, ``batch_in_decoder``,
         ``encode_covariates``, ``lambda_cls``, ``lambda_dis``, ``kl_weight_bio``,
-        ``kl_weight_nio``, ``spherical``, ``class_balanced``, …
+        ``kl_weight_nio``, ``spherical``, ``alignment``, ``class_balanced``, …
 
     Raises
     ------
@@ -227,6 +227,7 @@ class DisentangleModel(
             "encoder": "shared",
             "kl_weight_bio": 0.0,
             "spherical": False,
+            "alignment": False,
             "input_dropout": 0.0,
             "nio_noise_factor": 1.0,
             "nio_flow": "free",
@@ -307,10 +308,12 @@ class DisentangleModel(
         if kwargs.get("datamodule") is None:
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
+        if self.module.alignment is not None:
+            self.module.alignment.reset()
         self.module.train()
         try:
             with exit_as_asked():
-                return super().train(
+                result = super().train(
                     max_epochs=max_epochs,
                     accelerator=accelerator,
                     devices=devices,
@@ -322,7 +325,10 @@ class DisentangleModel(
         except (NonFiniteError, KeyboardInterrupt):
             self.module.eval()
             self.is_trained_ = True
+            self.align(kwargs.get("datamodule"))
             raise
+        self.align(kwargs.get("datamodule"))
+        return result
 
 
 def default_max_epochs(n_obs: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
+from ._alignment import Alignment
 from ._errors import check_choice
 from ._input_noise import add_noise, hide_genes
 from ._likelihoods import (
@@ -108,6 +109,9 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         Whether ``z_bio`` is on a sphere, of radius :math:`\sqrt{\mathrm{n\_latent\_bio}}`: its
         contrast compares directions, and so distances in ``z_bio`` are what was trained. ``None``
         is a sphere where ``z_bio`` is not variational and has more than two dimensions.
+    alignment
+        Whether, out of training, ``z_bio`` is moved by the shifts between batches that
+        :class:`~scdisentangle.DisentangleModel` finds within clusters after training.
     class_balanced
         Whether every batch weighs the same in :math:`L_{cls}`, whatever its number of cells.
     unlabeled_code
@@ -145,6 +149,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         kl_weight_nio: float = 1.0,
         var_activation: Callable[[Tensor], Tensor] | None = None,
         spherical: bool | None = None,
+        alignment: bool = True,
         class_balanced: bool = False,
         unlabeled_code: int | None = None,
     ):
@@ -207,6 +212,9 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             use_batch_norm=False,
             use_layer_norm=True,
         )
+        self.alignment = (
+            Alignment(n_latent_bio, n_batch, spherical=spherical) if alignment else None
+        )
         self.disentanglement = build_objectives(
             objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch
         )
@@ -232,6 +240,8 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         """Take from a loaded model which of its batches it learned and which were added later."""
         if self.nio_flow == "quantized":
             self.codebook.n_learned = getattr(model, "n_learned_batches_", self.n_batch)
+        if self.alignment is not None:
+            self.alignment.first_new = getattr(model, "n_reference_batches_", 0)
 
     @property
     def nio_of_batch(self) -> Tensor:
@@ -302,8 +312,8 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         library
             Logarithm of the library size, ``(n_cells, 1)``.
         batch_index
-            Batch of each cell, ``(n_cells, 1)``; read for batches that were added to a trained
-            model only.
+            Batch of each cell, ``(n_cells, 1)``; read for the alignment of ``z_bio``, and for
+            batches that were added to a trained model.
         cont_covs, cat_covs
             Further covariates, ``(n_cells, n_covariates)``.
         noise_level
@@ -322,7 +332,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             z_nio = self.codebook(encoded_nio, batch_index.squeeze(-1))
         z_nio = self._draw(z_nio, q_nio, n_samples)
         noisy = self._add_noise(normalized, noise_level)
-        z_bio, q_bio = self._encode_bio(noisy, cont_covs, cat_covs, n_samples)
+        z_bio, q_bio = self._encode_bio(noisy, batch_index, cont_covs, cat_covs, n_samples)
         return {
             **self._inferred(z_bio, z_nio, q_bio, q_nio, library, n_samples),
             "normalized": normalized,
@@ -339,12 +349,16 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
     def _encode_bio(
         self,
         noisy: Tensor,
+        batch_index: Tensor,
         cont_covs: Tensor | None,
         cat_covs: Tensor | None,
         n_samples: int | None = None,
     ):
         seen = hide_genes(noisy, self.input_dropout) if self.training else noisy
         z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))
+        if self.alignment is not None and not self.training:
+            z_bio = self.alignment(z_bio, batch_index.squeeze(-1))
+            q_bio = None if q_bio is None else Normal(z_bio, q_bio.scale)
         return self._draw(z_bio, q_bio, n_samples), q_bio
 
     def _read(self, z_nio: Tensor) -> Tensor:
@@ -422,7 +436,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
 
         def encode_bio(x: Tensor) -> Tensor:
             noisy = self._add_noise(x, inference_outputs["noise_level"])
-            return self._encode_bio(noisy, **covariates)[0]
+            return self._encode_bio(noisy, batch_index, **covariates)[0]
 
         def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
             output, *_ = self._decode(z_bio, z_nio, batch_index, **covariates)

@@ -30,8 +30,9 @@ class QueryMappingMixin(ArchesMixin):
 
         The encoder of ``z_bio`` does not see the batch, so that the codes of new cells are right
         away on the map of the reference. Training fits what only the new batches use: their
-        ``z_nio``, their column in the decoder, their output of the classifier. The codes of the
-        reference's cells stay what they were. With a quantised ``z_nio``, a cell of a new batch
+        ``z_nio``, their column in the decoder, their output of the classifier, and the shift that
+        aligns their ``z_bio`` with the reference's clusters. The codes of the reference's cells
+        stay what they were. With a quantised ``z_nio``, a cell of a new batch
         takes the code of its batch, which the encoder of ``z_nio`` has not learned to tell.
 
         Parameters
@@ -73,6 +74,8 @@ class QueryMappingMixin(ArchesMixin):
         if model.module.nio_flow == "quantized":
             model.module.codebook.n_learned = reference.codebook.n_learned
             model.n_learned_batches_ = reference.codebook.n_learned
+        if model.module.alignment is not None:
+            model.module.alignment.first_new = model.n_reference_batches_ = reference.n_batch
         free = {
             "encoder.bio_encoder.fc_layers.Layer 0": not freeze_expression,
             "encoder.nio_encoder.fc_layers.Layer 0": not freeze_expression,

@@ -1,0 +1,200 @@
+"""What training leaves of the batches in ``z_bio``: estimated within clusters, and subtracted."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.linalg import solve
+from sklearn.cluster import KMeans
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+
+CELLS_PER_CLUSTER = 50
+N_NEIGHBORS = 15
+
+
+class Alignment(nn.Module):
+    r"""Moves the batches onto each other within the clusters of ``z_bio``.
+
+    Codes of batch :math:`b` in cluster :math:`k` are taken to be
+    :math:`c_k + \delta_b + \gamma_{kb}` and noise: a shift of the batch that is the same in every
+    cluster, and one of the batch in this cluster, drawn to 0 where it has few cells. Both are
+    subtracted. Cells whose neighbours are all of their own batch do not count, because what they
+    are the other batches may lack. This is done in rounds: clusters are clearer once batches are
+    closer.
+
+    Training cannot do it, for in a minibatch a cluster has a few cells of each batch, and what
+    their means differ by is noise.
+
+    Parameters
+    ----------
+    n_latent
+        Dimensions of ``z_bio``.
+    n_batch
+        Number of batches.
+    spherical
+        Whether codes keep their length.
+    n_rounds
+        Number of rounds.
+    max_clusters
+        Number of clusters, at most; fewer where there are less than 50 cells for each.
+    ridge
+        Number of cells of a batch in a cluster at which half of :math:`\gamma_{kb}` is believed.
+
+    References
+    ----------
+    :math:`\gamma` is the random effect of a linear mixed model: Robinson (1991), That BLUP is a
+    good thing, Statistical Science 6:15. Shifts within clusters are also those of Harmony
+    (Korsunsky et al. 2019, Nature Methods 16:1289), whose clusters are made to have cells of all
+    batches, which merges types that the batches do not share.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_batch: int,
+        *,
+        spherical: bool,
+        n_rounds: int = 5,
+        max_clusters: int = 50,
+        ridge: float = 50.0,
+    ):
+        super().__init__()
+        self.spherical = spherical
+        self.ridge = ridge
+        self.first_new = 0
+        self.register_buffer("centers", torch.zeros(n_rounds, max_clusters, n_latent))
+        self.register_buffer("levels", torch.zeros(n_rounds, max_clusters, n_latent))
+        self.register_buffer("shifts", torch.zeros(n_rounds, n_batch, max_clusters, n_latent))
+
+    def forward(self, z: Tensor, batch: Tensor) -> Tensor:
+        """Aligned codes, ``(n_cells, n_latent)``, of cells of known batch, ``(n_cells,)``."""
+        for centers, shifts in zip(self.centers, self.shifts, strict=True):
+            z = self._moved(z, shifts[batch, torch.cdist(z, centers).argmin(dim=1)])
+        return z
+
+    def _moved(self, z: Tensor, shift: Tensor) -> Tensor:
+        if not self.spherical:
+            return z - shift
+        return nn.functional.normalize(z - shift, dim=1) * z.norm(dim=1, keepdim=True)
+
+    def reset(self) -> None:
+        """Move no cell; only those of batches before ``first_new`` as before."""
+        self.shifts[:, self.first_new :] = 0.0
+
+    @torch.no_grad()
+    def fit(self, z: Tensor, batch: Tensor) -> None:
+        """Estimate the shifts from codes, ``(n_cells, n_latent)``, that are not aligned yet.
+
+        If there are batches before ``first_new``, their shifts and the clusters stay, and each new
+        batch has one shift for all clusters: what it lacks or has alone cannot be told.
+        """
+        mapped = self.first_new > 0
+        is_new = batch >= self.first_new
+        z, batch = z[is_new], batch[is_new]
+        if len(z) == 0:
+            return
+        for i in range(len(self.centers)):
+            if not mapped:
+                self.centers[i] = self._clusters(z)
+            cluster = torch.cdist(z, self.centers[i]).argmin(dim=1)
+            cells = [values.cpu().numpy() for values in (z, batch, cluster)]
+            weight = np.ones(len(z)) if mapped else overlap(*cells[:2])
+            n, means = group_means(*cells, weight, *self.shifts.shape[1:3])
+            if mapped:
+                shifts = common_shifts(n, means, self.levels[i].cpu().numpy(), self.ridge)
+                self.shifts[i, self.first_new :] = torch.as_tensor(shifts)[self.first_new :, None]
+            else:
+                levels, shifts = levels_and_shifts(n, means, self.ridge)
+                self.levels[i], self.shifts[i] = map(torch.as_tensor, (levels, shifts))
+            z = self._moved(z, self.shifts[i][batch, cluster])
+
+    def _clusters(self, z: Tensor) -> Tensor:
+        n = max(1, min(len(self.centers[0]), len(z) // CELLS_PER_CLUSTER))
+        found = KMeans(n, n_init=1, random_state=0).fit(z.cpu().numpy()).cluster_centers_
+        return torch.as_tensor(found)[torch.arange(len(self.centers[0])) % n]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        for name, values in self.named_buffers():  # a file from before there was an alignment
+            state_dict.setdefault(prefix + name, values)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def group_means(
+    z: np.ndarray,
+    batch: np.ndarray,
+    cluster: np.ndarray,
+    weight: np.ndarray,
+    n_batch: int,
+    n_clusters: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the cells of each batch in each cluster, and their mean, 0 where there are none.
+
+    Shapes ``(n_batch, n_clusters)`` and ``(n_batch, n_clusters, n_latent)``.
+    """
+    group = batch * n_clusters + cluster
+    n = np.bincount(group, weight, n_batch * n_clusters)
+    sums = np.stack([np.bincount(group, weight * values, len(n)) for values in z.T], axis=1)
+    means = np.divide(sums, n[:, None], out=np.zeros_like(sums), where=n[:, None] > 0)
+    return n.reshape(n_batch, n_clusters), means.reshape(n_batch, n_clusters, -1)
+
+
+def levels_and_shifts(
+    n: np.ndarray, means: np.ndarray, ridge: float
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Least squares of :math:`c_k + \delta_b + \gamma_{kb}` with a ridge on the last.
+
+    .. math::
+
+        \sum_i w_i \lVert z_i - c_{k_i} - \delta_{b_i} - \gamma_{k_i b_i} \rVert^2
+            + \lVert \delta \rVert^2 + r \lVert \gamma \rVert^2
+
+    which, :math:`\gamma` being solved for, is a regression of the means of groups with weights
+    :math:`n r / (n + r)`.
+
+    Parameters
+    ----------
+    n, means
+        As :func:`group_means` gives them.
+    ridge
+        The ridge :math:`r`.
+
+    Returns
+    -------
+    :math:`c`, ``(n_clusters, n_latent)``, and :math:`\delta_b + \gamma_{kb}`, of the shape of
+    ``means``.
+    """
+    n_batch, n_clusters, n_latent = means.shape
+    b, k = np.indices(n.shape).reshape(2, -1)
+    design = np.concatenate([np.eye(n_clusters)[k], np.eye(n_batch)[b]], axis=1)
+    believed = (n / (n + ridge)).ravel()
+    penalty = np.repeat([1e-6, 1.0], [n_clusters, n_batch])  # an empty cluster's level is 0
+    weighted = (design * (ridge * believed)[:, None]).T
+    means = means.reshape(-1, n_latent)
+    solution = solve(weighted @ design + np.diag(penalty), weighted @ means, assume_a="pos")
+    residual = believed[:, None] * (means - design @ solution)
+    levels, of_batch = np.split(solution, [n_clusters])
+    return levels, (of_batch[b] + residual).reshape(n_batch, n_clusters, n_latent)
+
+
+def common_shifts(n: np.ndarray, means: np.ndarray, levels: np.ndarray, ridge: float) -> np.ndarray:
+    r"""The shift :math:`\delta_b` of each batch, ``(n_batch, n_latent)``, where levels are known.
+
+    As :func:`levels_and_shifts`, whose parameters these are.
+    """
+    weight = ridge * n / (n + ridge)
+    total = np.einsum("bk,bkd->bd", weight, means - levels)
+    return total / (weight.sum(axis=1, keepdims=True) + 1.0)
+
+
+def overlap(z: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    """Share of each cell's 15 neighbours that are of other batches, over that expected, up to 1.
+
+    All 1 where there is one batch.
+    """
+    expected = 1 - np.bincount(batch)[batch] / len(batch)
+    if not expected.any() or len(z) < 3:
+        return np.ones(len(z))
+    near = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, len(z) - 1)).fit(z)
+    others = batch[near.kneighbors(return_distance=False)] != batch[:, None]
+    return np.minimum(1.0, others.mean(axis=1) / expected)

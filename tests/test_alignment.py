@@ -1,0 +1,210 @@
+"""Shifts between batches that are found in z_bio after training."""
+
+import numpy as np
+import pytest
+import scvi
+import torch
+
+from scdisentangle import DisentangleModel, InputError, data, tl
+from scdisentangle._alignment import (
+    Alignment,
+    common_shifts,
+    group_means,
+    levels_and_shifts,
+    overlap,
+)
+
+N_CLUSTERS, N_BATCH, N_LATENT = 4, 3, 5
+
+
+@pytest.fixture
+def cells():
+    """Codes, batch and cluster of 400 cells; cluster 3 is of batch 0 only, batch 2 lacks two."""
+    rng = np.random.default_rng(0)
+    batch, cluster = rng.integers(N_BATCH, size=400), rng.integers(N_CLUSTERS, size=400)
+    batch[cluster == 3] = 0
+    batch[(cluster == 2) & (batch == 2)] = 1
+    z = rng.normal(size=(400, N_LATENT)) + rng.normal(size=(N_CLUSTERS, N_LATENT))[cluster]
+    return z + rng.normal(size=(N_BATCH, N_LATENT))[batch], batch, cluster
+
+
+@pytest.mark.parametrize("ridge", [0.5, 20.0, 1e6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_shifts_are_those_of_a_ridge_regression_on_all_cells(cells, ridge, weighted):
+    z, batch, cluster = cells
+    weight = np.random.default_rng(1).uniform(size=len(z)) if weighted else np.ones(len(z))
+    n, means = group_means(z, batch, cluster, weight, N_BATCH, N_CLUSTERS)
+    levels, shifts = levels_and_shifts(n, means, ridge)
+    group = batch * N_CLUSTERS + cluster
+    design = np.concatenate([np.eye(k)[v] for k, v in ((4, cluster), (3, batch), (12, group))], 1)
+    root = np.sqrt(weight)
+    penalty = np.diag(np.sqrt(np.repeat([1e-6, 1.0, ridge], [4, 3, 12])))
+    found = np.linalg.lstsq(
+        np.concatenate([root[:, None] * design, penalty]),
+        np.concatenate([root[:, None] * z, np.zeros((19, N_LATENT))]),
+        rcond=None,
+    )[0]
+    np.testing.assert_allclose(levels, found[:4], atol=1e-6)
+    expected = found[4:7, None] + found[7:].reshape(N_BATCH, N_CLUSTERS, N_LATENT)
+    np.testing.assert_allclose(shifts, expected, atol=1e-6)
+
+
+def test_a_new_batch_is_shifted_to_known_levels():
+    levels = np.array([[0.0, 0.0], [10.0, 0.0]])
+    means = np.array([[[1.0, 2.0], [13.0, 2.0]]])
+    n = np.array([[50.0, 50.0]])
+    # both clusters weigh 50 * 50 / 100 = 25, against one of a shift of 0
+    shift = common_shifts(n, means, levels, ridge=50.0)
+    np.testing.assert_allclose(shift, [[50 * 2.0 / 51, 50 * 2.0 / 51]])
+
+
+def test_means_of_groups_without_cells_are_zero():
+    z = np.array([[2.0], [4.0], [7.0]])
+    n, means = group_means(z, np.array([0, 0, 1]), np.array([1, 1, 0]), np.ones(3), 2, 2)
+    np.testing.assert_array_equal(n, [[0, 2], [1, 0]])
+    np.testing.assert_array_equal(means[..., 0], [[0, 3], [7, 0]])
+
+
+def test_overlap_is_none_where_a_batch_is_alone_and_full_where_batches_mix():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(600, 2)) + 100 * np.repeat([[0.0], [1.0]], 300, axis=0)
+    batch = np.r_[rng.integers(2, size=300), np.zeros(300, int)]
+    found = overlap(z, batch)
+    np.testing.assert_array_equal(found[300:], 0)
+    assert found[:300].mean() > 0.8
+    np.testing.assert_array_equal(overlap(z, np.zeros(600, int)), 1)
+
+
+def planted(private: bool, seed: int = 0):
+    """Cells of three far clusters, two batches apart by a shift; maybe a cluster of one batch."""
+    rng = np.random.default_rng(seed)
+    cluster, batch = rng.integers(3, size=1500), rng.integers(2, size=1500)
+    if private:
+        batch[cluster == 2] = 0
+    centers = 10 * np.eye(3, 6)
+    shift = np.array([[[0.0] * 6] * 3, [[0, 0, 0, 1.5, 0, 0], [0, 0, 0, 1.5, 1, 0], [0] * 6]])
+    z = centers[cluster] + shift[batch, cluster] + rng.normal(size=(1500, 6))
+    return torch.tensor(z, dtype=torch.float32), torch.tensor(batch), cluster
+
+
+def distances(z, batch, cluster, clusters):
+    """Between the means of the two batches, in each cluster."""
+    of = [[z[(batch == b) & (cluster == k)].mean(0) for b in (0, 1)] for k in clusters]
+    return [float((one - other).norm()) for one, other in of]
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_planted_shifts_are_taken_out_and_a_cluster_of_one_batch_stays(spherical):
+    z, batch, cluster = planted(private=True)
+    alignment = Alignment(6, 2, spherical=spherical, max_clusters=3, ridge=5.0)
+    assert alignment(z, batch).equal(z) or spherical
+    alignment.fit(z, batch)
+    moved = alignment(z, batch)
+    assert min(distances(z, batch, cluster, [0, 1])) > 1.3
+    assert max(distances(moved, batch, cluster, [0, 1])) < 0.25
+    means = torch.stack([moved[cluster == k].mean(0) for k in range(3)])
+    assert torch.cdist(means[2:], means[:2]).min() > 13.0  # 14.1 where nothing was planted
+    if spherical:
+        torch.testing.assert_close(moved.norm(dim=1), z.norm(dim=1))
+    alignment.reset()
+    torch.testing.assert_close(alignment(z, batch), z)
+
+
+def test_a_new_batch_joins_and_the_others_stay():
+    z, batch, cluster = planted(private=False)
+    alignment = Alignment(6, 3, spherical=False, max_clusters=3)
+    alignment.fit(z, batch)
+    before = alignment(z, batch)
+    alignment.first_new = 2
+    new = z[batch == 0] + torch.tensor([0.0, 0, 0, 0, 0, 2.0])
+    alignment.fit(new, torch.full((len(new),), 2))
+    assert alignment(z, batch).equal(before)
+    arrived = alignment(new, torch.full((len(new),), 2))
+    expected = before[batch == 0]
+    assert (new - expected).norm(dim=1).mean() > 1.5
+    assert (arrived - expected).mean(0).norm() < 0.4
+    alignment.fit(z, batch)  # no cell of a new batch
+    assert alignment(new, torch.full((len(new),), 2)).equal(arrived)
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 60])
+def test_few_cells_and_batches_without_cells(n_cells):
+    z = torch.randn(n_cells, 6, generator=torch.Generator().manual_seed(0))
+    batch = torch.arange(n_cells) % 2
+    alignment = Alignment(6, 3, spherical=True)
+    alignment.fit(z, batch)
+    assert alignment(z, batch).isfinite().all()
+
+
+def trained(**options):
+    adata = data.simulated(n_cells=600, n_genes=100, n_types=3, marker_log_fold_change=2.0, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    scvi.settings.seed = 0
+    model = DisentangleModel(adata, n_hidden=32, n_latent_bio=10, **options)
+    model.train(20, enable_progress_bar=False)
+    return model, adata
+
+
+def leakage(model, adata):
+    adata.obsm["X_disentangle"] = model.get_latent_representation()
+    table = tl.leakage(adata, "batch", "celltype", use_rep_batch=None)
+    table = table.set_index(["code", "target", "within"])
+    return table.excess["z_bio", "batch", "mean over labels"]
+
+
+@pytest.mark.parametrize("options", [{}, {"kl_weight_bio": 0.1}], ids=["point", "variational"])
+def test_a_model_ends_its_training_with_it(options):
+    model, adata = trained(**options)
+    without, _ = trained(alignment=False, **options)
+    assert leakage(model, adata) < leakage(without, adata) - 0.1
+    mean, variance = model.get_latent_representation(return_dist=True)
+    np.testing.assert_array_equal(mean, model.get_latent_representation())
+    raw, raw_variance = without.get_latent_representation(return_dist=True)
+    np.testing.assert_array_equal(variance, raw_variance)
+    without.align()
+    np.testing.assert_array_equal(without.get_latent_representation(), raw)
+    model.module.alignment.reset()
+    np.testing.assert_allclose(model.get_latent_representation(), raw, atol=1e-5)
+    model.align()
+    np.testing.assert_allclose(model.get_latent_representation(), mean, atol=1e-5)
+
+
+def test_draws_of_a_cell_are_moved_as_its_mean_is():
+    model, _ = trained(kl_weight_bio=0.1)
+    tensors = next(iter(model._make_data_loader(model.adata, batch_size=50)))
+    inputs = model.module._get_inference_input(tensors)
+    drawn = model.module.inference(**inputs, n_samples=500)
+    mean = model.get_latent_representation(indices=np.arange(50))
+    assert drawn["z_bio"].shape == (500, 50, 10)
+    error = drawn["q_bio"].scale.mean() / 500**0.5
+    torch.testing.assert_close(
+        drawn["z_bio"].mean(0), torch.tensor(mean), atol=6 * float(error), rtol=0
+    )
+
+
+def test_a_second_training_starts_from_codes_that_are_not_aligned():
+    model, adata = trained()
+    scvi.settings.seed = 1
+    model.train(1, enable_progress_bar=False, plan_kwargs={"lr": 1e-9})
+    once = model.get_latent_representation()
+    model.align()
+    np.testing.assert_allclose(model.get_latent_representation(), once, atol=1e-6)
+
+
+def test_minified_codes_are_not_aligned_again():
+    model, adata = trained()
+    mean, variance = model.get_latent_representation(return_dist=True)
+    adata.obsm["X_latent_qzm"], adata.obsm["X_latent_qzv"] = mean, variance
+    model.minify_adata()
+    np.testing.assert_array_equal(model.get_latent_representation(), mean)
+    with pytest.raises(InputError, match="minified"):
+        model.align()
+
+
+def test_a_file_from_before_there_was_an_alignment_loads():
+    alignment = Alignment(6, 2, spherical=False)
+    module = torch.nn.ModuleDict({"alignment": alignment, "other": torch.nn.Linear(1, 1)})
+    old = {k: v for k, v in module.state_dict().items() if not k.startswith("alignment")}
+    module.load_state_dict(old)
+    z = torch.randn(5, 6)
+    torch.testing.assert_close(alignment(z, torch.zeros(5, dtype=torch.long)), z)
