@@ -70,7 +70,7 @@ class Alignment(nn.Module):
     def forward(self, z: Tensor, batch: Tensor) -> Tensor:
         """Aligned codes, ``(n_cells, n_latent)``, of cells of known batch, ``(n_cells,)``."""
         for centers, shifts in zip(self.centers, self.shifts, strict=True):
-            z = self._moved(z, shifts[batch, torch.cdist(z, centers).argmin(dim=1)])
+            z = self._moved(z, shifts[batch, nearest(z, centers)])
         return z
 
     def _moved(self, z: Tensor, shift: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Alignment(nn.Module):
         for i in range(len(self.centers)):
             if not mapped:
                 self.centers[i] = self._clusters(z)
-            cluster = torch.cdist(z, self.centers[i]).argmin(dim=1)
+            cluster = nearest(z, self.centers[i])
             cells = [values.cpu().numpy() for values in (z, batch, cluster)]
             weight = np.ones(len(z)) if mapped else overlap(*cells[:2])
             n, means = group_means(*cells, weight, *self.shifts.shape[1:3])
@@ -118,6 +118,12 @@ class Alignment(nn.Module):
         for name, values in self.named_buffers():  # a file from before there was an alignment
             state_dict.setdefault(prefix + name, values)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def nearest(z: Tensor, centers: Tensor) -> Tensor:
+    """Cluster of each cell, whatever cells are beside it; of centres that are equal, the first."""
+    mode = "donot_use_mm_for_euclid_dist"  # whose rounding depends on the other rows
+    return torch.cdist(z, centers, compute_mode=mode).argmin(dim=1)
 
 
 def group_means(
