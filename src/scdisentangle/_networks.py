@@ -9,9 +9,16 @@ from scvi.nn import FCLayers
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from ._products import Linear
+
 
 class Layers(FCLayers):
     """Those of scvi-tools, which copy their input to put no covariates beside it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for layer in self.fc_layers:
+            layer[0] = Linear.of(layer[0])
 
     def forward(self, x: Tensor, *cat_list: Tensor, cont: Tensor | None = None) -> Tensor:
         """Hidden units of each cell, ``(n_cells, n_hidden)``."""
@@ -240,9 +247,9 @@ class Decoder(nn.Module):
             use_layer_norm=True,
             **layers,
         )
-        self.output = nn.Linear(n_hidden, n_output)
-        self.zi_logits = nn.Linear(n_hidden, n_output) if zero_inflated else None
-        self.log_dispersion = nn.Linear(n_hidden, n_output) if dispersed else None
+        self.output = Linear(n_hidden, n_output)
+        self.zi_logits = Linear(n_hidden, n_output) if zero_inflated else None
+        self.log_dispersion = Linear(n_hidden, n_output) if dispersed else None
 
     def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None):
         """Outputs of shape ``(n_cells, n_genes)``; those after the first may be ``None``."""

@@ -1,0 +1,57 @@
+"""Linear layers whose products a CPU takes through oneDNN.
+
+What PyTorch takes by default, Intel's MKL, runs at half of a CPU's speed where that is not Intel's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import FunctionCtx
+
+
+class Linear(nn.Linear):
+    """That of PyTorch; results differ by rounding."""
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Linear:
+        """The same layer, with the parameters that it has."""
+        own = cls.__new__(cls)
+        own.__dict__.update(layer.__dict__)
+        return own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of each cell, ``(n_cells, n_out)``."""
+        return _Linear.apply(x, self.weight, self.bias) if _is_for_onednn(x) else super().forward(x)
+
+
+def _is_for_onednn(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.dim() == 2
+        and len(x) > 0
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and forward_ad.unpack_dual(x).tangent is None
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _Linear.apply(g, weight.T, None) if of_x else None,
+            _Linear.apply(g.T, x.T, None) if of_weight else None,
+            g.sum(dim=0) if of_bias else None,
+        )
