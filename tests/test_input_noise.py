@@ -44,8 +44,40 @@ def test_a_gradient_reaches_the_genes_that_are_not_hidden():
     assert torch.equal(x.grad, (hidden != 0).float())
 
 
-def test_the_noise_is_gaussian():
+def noise(n, level=1.0):
     torch.manual_seed(0)
-    x = torch.rand(200, 300)
-    noise = (add_noise(x, 0.2) - x).flatten()
-    assert stats.kstest(noise.numpy(), stats.norm(0, 0.2).cdf).pvalue > 1e-3
+    return add_noise(torch.zeros(n // 1000, 1000), level)
+
+
+def test_the_noise_is_gaussian():
+    drawn = noise(1_000_000, 0.2).flatten().double().numpy()
+    assert stats.kstest(drawn, stats.norm(0, 0.2).cdf).pvalue > 1e-3
+    for moment, expected in enumerate([0.0, 1.0, 0.0, 3.0, 0.0, 15.0], start=1):
+        variance = stats.norm.moment(2 * moment) - expected**2
+        error = ((drawn / 0.2) ** moment).mean() - expected
+        assert abs(error) < 4 * (variance / len(drawn)) ** 0.5
+
+
+def test_its_tails_are_right_to_half_a_quantile():
+    drawn = noise(20_000_000)
+    for threshold in (3.0, 3.5, 4.0):
+        share = stats.norm.sf(threshold)
+        error = 4 * (share / drawn.numel()) ** 0.5
+        for beyond in (drawn > threshold, drawn < -threshold):
+            assert beyond.double().mean().item() == pytest.approx(share, abs=2**-17 + error)
+    assert 4.2 < drawn.abs().max() < 4.5
+
+
+def test_neighbours_have_independent_noise():
+    four = noise(1_000_000).view(-1, 4).double()
+    for values in (four, four.square()):
+        correlations = torch.corrcoef(values.T) - torch.eye(4)
+        assert correlations.abs().max() < 4 / len(four) ** 0.5
+    following = torch.corrcoef(torch.stack([four[:-1, 3], four[1:, 0]]))
+    assert following[0, 1].abs() < 4 / len(four) ** 0.5
+
+
+def test_the_same_seed_gives_the_same_noise_and_another_does_not():
+    first, second = noise(4000), noise(4000)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, add_noise(torch.zeros(4, 1000), 1.0))
