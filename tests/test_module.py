@@ -233,13 +233,14 @@ def test_a_counterfactual_shows_the_partners_batch(tensors, likelihood):
     module = make(gene_likelihood=likelihood).eval()
     outputs, *_ = module(tensors)
     partner = (torch.arange(N_CELLS) + 1) % N_CELLS
-    shown = module._codes(tensors, outputs).as_partner(partner)
+    cells = torch.randperm(N_CELLS)[: N_CELLS // 2]
+    shown = module._codes(tensors, outputs).as_partner(cells, partner[cells])
     swapped = module._get_generative_input(tensors, outputs)
     swapped["z_nio"] = swapped["z_nio"][partner]
     swapped["batch_index"] = swapped["batch_index"][partner]
     mean = module.generative(**swapped)["px"].mean
     expected = torch.log1p(mean / mean.sum(1, keepdim=True) * 1e4) if likelihood == "nb" else mean
-    torch.testing.assert_close(shown, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shown, expected[cells], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

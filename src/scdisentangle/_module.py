@@ -442,9 +442,10 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             output, *_ = self._decode(z_bio, z_nio, batch_index, **covariates)
             return output - output.mean(dim=-1, keepdim=True) if counts else output
 
-        def as_partner(partner: Tensor) -> Tensor:
-            seen = self._read(z_nio[partner])
-            output, *_ = self._decode(z_bio, seen, batch_index[partner], **covariates)
+        def as_partner(cells: Tensor, partners: Tensor) -> Tensor:
+            seen = self._read(z_nio[partners])
+            own = {k: None if v is None else v[cells] for k, v in covariates.items()}
+            output, *_ = self._decode(z_bio[cells], seen, batch_index[partners], **own)
             if not counts:
                 return output
             shares = output.softmax(dim=-1)

@@ -32,7 +32,7 @@ def make_codes() -> Callable[..., Codes]:
             "x": torch.rand(n, 20),
             "encode_bio": encoder,
             "decode": lambda z_bio, z_nio: decoder(torch.cat([z_bio, z_nio], 1)),
-            "as_partner": lambda partner: torch.rand(n, 20),
+            "as_partner": lambda cells, partners: torch.rand(len(cells), 20),
         }
         return Codes(**(defaults | fields))
 
@@ -94,7 +94,7 @@ class Mixture:
                 x=target,
                 encode_bio=lambda x: x,
                 decode=lambda z_bio, z_nio: decoder(torch.cat([z_bio, z_nio], 1)),
-                as_partner=lambda partner, shown=target: shown,
+                as_partner=lambda cells, partners, shown=target: shown[cells],
             )
             if fitting:
                 fitting.zero_grad()

@@ -138,7 +138,7 @@ def test_a_view_of_a_cell_is_told_from_the_cells_of_its_batch(make_codes, counte
         x=own,
         batch=batch,
         encode_bio=lambda x: x[:, :5],
-        as_partner=lambda partner: partners.append(partner) or shown,
+        as_partner=lambda cells, p: partners.append((cells, p)) or shown[cells],
     )
     spec = {"contrastive": {"positives": "views", "counterfactual": counterfactual}}
     value = build_objectives(spec, **SIZES)(codes)["contrastive"]
@@ -148,7 +148,7 @@ def test_a_view_of_a_cell_is_told_from_the_cells_of_its_batch(make_codes, counte
     logits = logits.diagonal_scatter(functional.cosine_similarity(anchors, views) / 0.2)
     torch.testing.assert_close(value, functional.cross_entropy(logits, torch.arange(40)))
     assert len(partners) == counterfactual
-    assert all((batch[p] != batch).all() for p in partners)
+    assert all((batch[p] != batch[cells]).all() for cells, p in partners)
 
 
 def test_the_share_of_counterfactuals_is_the_one_asked_for(make_codes):
@@ -158,7 +158,7 @@ def test_the_share_of_counterfactuals_is_the_one_asked_for(make_codes):
         x=torch.zeros(n, 20),
         batch=torch.arange(n) % 3,
         encode_bio=lambda x: seen.append(x) or torch.randn(n, 5),
-        as_partner=lambda _: torch.ones(n, 20),
+        as_partner=lambda cells, _: torch.ones(len(cells), 20),
     )
     build_objectives({"contrastive": {"counterfactual": 0.3}}, **SIZES)(codes)
     shares = seen[0].unique(dim=1)
@@ -185,7 +185,7 @@ def test_a_counterfactual_drains_the_batch_that_views_leave(make_codes):
                 labels=None,
                 z_bio=encoder(x),
                 encode_bio=lambda x: encoder(x + 0.1 * torch.randn_like(x)),
-                as_partner=lambda p: torch.cat([biology, shifts[batch[p]]], dim=1),
+                as_partner=lambda c, p: torch.cat([biology[c], shifts[batch[p]]], dim=1),
             )
             optimizer.zero_grad()
             objective(codes)["contrastive"].backward()
@@ -241,7 +241,7 @@ def test_labels_have_to_be_there(make_codes):
 
 
 def test_cells_are_not_shown_in_other_batches_unless_asked(make_codes):
-    def as_partner(partner):
+    def as_partner(cells, partners):
         raise AssertionError
 
     objective = build_objectives({"contrastive": {"counterfactual": 0.0}}, **SIZES)

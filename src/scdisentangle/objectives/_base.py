@@ -36,8 +36,8 @@ class Codes:
         Maps ``(z_bio, z_nio)`` to the reconstruction on the normalised scale, shape
         ``(n_cells, n_genes)``, each cell in its own batch. It must not detach its arguments.
     as_partner
-        Maps the index of a partner for each cell, shape ``(n_cells,)``, to the normalised
-        expression that the cell would show with its partner's ``z_nio``, in its partner's batch.
+        Maps the indices of some cells, and of a partner for each, to the normalised expression that
+        the cells would show with their partners' ``z_nio``, in their partners' batches.
     """
 
     z_bio: Tensor
@@ -48,7 +48,7 @@ class Codes:
     x: Tensor
     encode_bio: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor, Tensor], Tensor]
-    as_partner: Callable[[Tensor], Tensor]
+    as_partner: Callable[[Tensor, Tensor], Tensor]
 
 
 class Objective(nn.Module, ABC):

@@ -190,8 +190,11 @@ class Contrastive(Objective):
         """Expression of each cell, or for a share of them that in another batch, a constant."""
         if self.counterfactual == 0:
             return codes.x
-        chosen = torch.rand(len(codes.x), 1, device=codes.x.device) < self.counterfactual
-        return torch.where(chosen, codes.as_partner(random_partners(codes.batch)), codes.x)
+        n = len(codes.x)
+        n_shown = int(self.counterfactual * n + torch.rand(()).item())
+        cells = torch.randperm(n, device=codes.x.device)[:n_shown]
+        shown = codes.as_partner(cells, random_partners(codes.batch)[cells])
+        return codes.x.index_copy(0, cells, shown.to(codes.x.dtype))
 
     def _pairs(self, codes: Codes) -> tuple[Tensor, Tensor]:
         """Masks of positives among views and of negatives among anchors, anchors in rows."""
