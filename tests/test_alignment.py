@@ -29,15 +29,20 @@ def cells():
 
 
 @pytest.mark.parametrize("ridge", [0.5, 20.0, 1e6])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_shifts_are_those_of_a_ridge_regression_on_all_cells(cells, ridge, weighted):
+@pytest.mark.parametrize("soft", [False, True])
+def test_shifts_are_those_of_a_ridge_regression_on_all_cells(cells, ridge, soft):
+    """A cell that is in several clusters counts as so many cells, with its share for weight."""
     z, batch, cluster = cells
-    weight = np.random.default_rng(1).uniform(size=len(z)) if weighted else np.ones(len(z))
-    n, means = group_means(z, batch, cluster, weight, N_BATCH, N_CLUSTERS)
+    memberships = np.eye(N_CLUSTERS)[cluster]
+    if soft:
+        memberships = np.random.default_rng(1).dirichlet(np.ones(N_CLUSTERS), size=len(z))
+    n, means = group_means(z, batch, memberships, N_BATCH)
     levels, shifts = levels_and_shifts(n, means, ridge)
+    z, batch = np.repeat(z, N_CLUSTERS, axis=0), np.repeat(batch, N_CLUSTERS)
+    cluster = np.tile(np.arange(N_CLUSTERS), len(memberships))
     group = batch * N_CLUSTERS + cluster
     design = np.concatenate([np.eye(k)[v] for k, v in ((4, cluster), (3, batch), (12, group))], 1)
-    root = np.sqrt(weight)
+    root = np.sqrt(memberships.ravel())
     penalty = np.diag(np.sqrt(np.repeat([1e-6, 1.0, ridge], [4, 3, 12])))
     found = np.linalg.lstsq(
         np.concatenate([root[:, None] * design, penalty]),
@@ -60,9 +65,10 @@ def test_a_new_batch_is_shifted_to_known_levels():
 
 def test_means_of_groups_without_cells_are_zero():
     z = np.array([[2.0], [4.0], [7.0]])
-    n, means = group_means(z, np.array([0, 0, 1]), np.array([1, 1, 0]), np.ones(3), 2, 2)
-    np.testing.assert_array_equal(n, [[0, 2], [1, 0]])
-    np.testing.assert_array_equal(means[..., 0], [[0, 3], [7, 0]])
+    memberships = np.array([[0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    n, means = group_means(z, np.array([0, 0, 1]), memberships, 2)
+    np.testing.assert_array_equal(n, [[0, 4], [1, 0]])
+    np.testing.assert_array_equal(means[..., 0], [[0, 3.5], [7, 0]])
 
 
 def test_overlap_is_none_where_a_batch_is_alone_and_full_where_batches_mix():

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 CELLS_PER_CLUSTER = 50
 N_NEIGHBORS = 15
+WIDTH = 0.15
+"""Reach of a cluster's border, as a share of the mean squared distance of cells to their centre."""
 
 
 class Alignment(nn.Module):
@@ -57,26 +59,36 @@ class Alignment(nn.Module):
         spherical: bool,
         n_rounds: int = 5,
         max_clusters: int = 50,
-        ridge: float = 50.0,
+        ridge: float = 100.0,
     ):
         super().__init__()
         self.spherical = spherical
         self.ridge = ridge
         self.first_new = 0
         self.register_buffer("centers", torch.zeros(n_rounds, max_clusters, n_latent))
+        self.register_buffer("widths", torch.ones(n_rounds))
         self.register_buffer("levels", torch.zeros(n_rounds, max_clusters, n_latent))
         self.register_buffer("shifts", torch.zeros(n_rounds, n_batch, max_clusters, n_latent))
 
     def forward(self, z: Tensor, batch: Tensor) -> Tensor:
         """Aligned codes, ``(n_cells, n_latent)``, of cells of known batch, ``(n_cells,)``."""
-        for centers, shifts in zip(self.centers, self.shifts, strict=True):
-            z = self._moved(z, shifts[batch, nearest(z, centers)])
+        for i in range(len(self.centers)):
+            z = self._moved(z, batch, self._memberships(z, i), i)
         return z
 
-    def _moved(self, z: Tensor, shift: Tensor) -> Tensor:
+    def _memberships(self, z: Tensor, i: int) -> Tensor:
+        """Share of each cell that is in each cluster, the same whatever cells are beside it."""
+        mode = "donot_use_mm_for_euclid_dist"  # whose rounding depends on the other rows
+        distances = torch.cdist(z, self.centers[i], compute_mode=mode)
+        return (-distances.square() / self.widths[i]).softmax(dim=1)
+
+    def _moved(self, z: Tensor, batch: Tensor, memberships: Tensor, i: int) -> Tensor:
+        moved = z.clone()
+        for b in batch.unique():
+            moved[batch == b] -= memberships[batch == b] @ self.shifts[i, b]
         if not self.spherical:
-            return z - shift
-        return nn.functional.normalize(z - shift, dim=1) * z.norm(dim=1, keepdim=True)
+            return moved
+        return nn.functional.normalize(moved, dim=1) * z.norm(dim=1, keepdim=True)
 
     def reset(self) -> None:
         """Move no cell; only those of batches before ``first_new`` as before."""
@@ -96,23 +108,27 @@ class Alignment(nn.Module):
             return
         for i in range(len(self.centers)):
             if not mapped:
-                self.centers[i] = self._clusters(z)
-            cluster = nearest(z, self.centers[i])
-            cells = [values.cpu().numpy() for values in (z, batch, cluster)]
-            weight = np.ones(len(z)) if mapped else overlap(*cells[:2])
-            n, means = group_means(*cells, weight, *self.shifts.shape[1:3])
+                self._find_clusters(z, i)
+            memberships = self._memberships(z, i)
+            cells = [values.cpu().numpy() for values in (z, batch)]
+            weight = np.ones(len(z)) if mapped else overlap(*cells)
+            n, means = group_means(
+                *cells, weight[:, None] * memberships.cpu().numpy(), len(self.shifts[i])
+            )
             if mapped:
                 shifts = common_shifts(n, means, self.levels[i].cpu().numpy(), self.ridge)
                 self.shifts[i, self.first_new :] = torch.as_tensor(shifts)[self.first_new :, None]
             else:
                 levels, shifts = levels_and_shifts(n, means, self.ridge)
                 self.levels[i], self.shifts[i] = map(torch.as_tensor, (levels, shifts))
-            z = self._moved(z, self.shifts[i][batch, cluster])
+            z = self._moved(z, batch, memberships, i)
 
-    def _clusters(self, z: Tensor) -> Tensor:
-        n = max(1, min(len(self.centers[0]), len(z) // CELLS_PER_CLUSTER))
-        found = KMeans(n, n_init=1, random_state=0).fit(z.cpu().numpy()).cluster_centers_
-        return torch.as_tensor(found)[torch.arange(len(self.centers[0])) % n]
+    def _find_clusters(self, z: Tensor, i: int) -> None:
+        n = max(1, min(len(self.centers[i]), len(z) // CELLS_PER_CLUSTER))
+        found = KMeans(n, n_init=1, random_state=0).fit(z.cpu().numpy())
+        self.centers[i] = torch.inf
+        self.centers[i, :n] = torch.as_tensor(found.cluster_centers_)
+        self.widths[i] = WIDTH * found.inertia_ / len(z) + 1e-12
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         for name, values in self.named_buffers():  # a file from before there was an alignment
@@ -120,29 +136,17 @@ class Alignment(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def nearest(z: Tensor, centers: Tensor) -> Tensor:
-    """Cluster of each cell, whatever cells are beside it; of centres that are equal, the first."""
-    mode = "donot_use_mm_for_euclid_dist"  # whose rounding depends on the other rows
-    return torch.cdist(z, centers, compute_mode=mode).argmin(dim=1)
-
-
 def group_means(
-    z: np.ndarray,
-    batch: np.ndarray,
-    cluster: np.ndarray,
-    weight: np.ndarray,
-    n_batch: int,
-    n_clusters: int,
+    z: np.ndarray, batch: np.ndarray, memberships: np.ndarray, n_batch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weight of the cells of each batch in each cluster, and their mean, 0 where there are none.
 
     Shapes ``(n_batch, n_clusters)`` and ``(n_batch, n_clusters, n_latent)``.
     """
-    group = batch * n_clusters + cluster
-    n = np.bincount(group, weight, n_batch * n_clusters)
-    sums = np.stack([np.bincount(group, weight * values, len(n)) for values in z.T], axis=1)
-    means = np.divide(sums, n[:, None], out=np.zeros_like(sums), where=n[:, None] > 0)
-    return n.reshape(n_batch, n_clusters), means.reshape(n_batch, n_clusters, -1)
+    of_batch = [(batch == b, memberships[batch == b].T) for b in range(n_batch)]
+    n = np.stack([members.sum(axis=1) for _, members in of_batch])
+    sums = np.stack([members @ z[cells] for cells, members in of_batch])
+    return n, np.divide(sums, n[..., None], out=np.zeros_like(sums), where=n[..., None] > 0)
 
 
 def levels_and_shifts(
