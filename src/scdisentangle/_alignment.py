@@ -10,6 +10,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 CELLS_PER_CLUSTER = 50
+FAR = 1e6
+"""Where the centres of clusters are that there are not enough cells for."""
 N_NEIGHBORS = 15
 WIDTH = 0.15
 """Reach of a cluster's border, as a share of the mean squared distance of cells to their centre."""
@@ -126,7 +128,7 @@ class Alignment(nn.Module):
     def _find_clusters(self, z: Tensor, i: int) -> None:
         n = max(1, min(len(self.centers[i]), len(z) // CELLS_PER_CLUSTER))
         found = KMeans(n, n_init=1, random_state=0).fit(z.cpu().numpy())
-        self.centers[i] = torch.inf
+        self.centers[i] = FAR
         self.centers[i, :n] = torch.as_tensor(found.cluster_centers_)
         self.widths[i] = WIDTH * found.inertia_ / len(z) + 1e-12
 
