@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from scdisentangle import _products
 from scdisentangle._products import Linear
 
 
@@ -73,3 +74,26 @@ def test_directional_derivatives_are_those_of_the_layer():
     with forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(own(forward_ad.make_dual(x, direction))).tangent
     torch.testing.assert_close(tangent, direction @ own.weight.T)
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError, RuntimeError])
+def test_a_pytorch_without_the_operator_takes_its_own_products(monkeypatch, error):
+    def refuse(*args):
+        raise error
+
+    own, x = Linear(7, 5), torch.randn(13, 7)
+    expected = nn.functional.linear(x, own.weight, own.bias)
+    monkeypatch.setattr(_products, "_product", refuse)
+    _products._is_offered.cache_clear()
+    try:
+        torch.testing.assert_close(own(x), expected, rtol=0, atol=0)
+    finally:
+        _products._is_offered.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_the_switch_of_pytorch_holds(monkeypatch):
+    assert _products._is_offered()
+    monkeypatch.setattr(_products, "_product", lambda *args: pytest.fail("oneDNN was used"))
+    with torch.backends.mkldnn.flags(enabled=False):
+        Linear(7, 5)(torch.randn(13, 7))

@@ -1,9 +1,12 @@
 """Linear layers whose products a CPU takes through oneDNN.
 
 What PyTorch takes by default, Intel's MKL, runs at half of a CPU's speed where that is not Intel's.
+``torch.backends.mkldnn.flags(enabled=False)`` switches it off.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -32,19 +35,33 @@ def _is_for_onednn(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and x.dim() == 2
         and len(x) > 0
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.backends.mkldnn.enabled
+        and _is_offered()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and forward_ad.unpack_dual(x).tangent is None
     )
 
 
+@cache
+def _is_offered() -> bool:
+    """Whether this PyTorch has the operator, which is none of its public ones, as it is used here."""
+    x = torch.eye(2)
+    try:
+        return _product(x, x, None).equal(x)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
