@@ -45,7 +45,7 @@ def _is_for_onednn(x: Tensor) -> bool:
 
 @cache
 def _is_offered() -> bool:
-    """Whether this PyTorch has the operator, which is none of its public ones, as it is used here."""
+    """Whether this PyTorch has the operator, a private one of its own, as it is used here."""
     x = torch.eye(2)
     try:
         return _product(x, x, None).equal(x)
