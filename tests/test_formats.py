@@ -250,6 +250,7 @@ def test_annbatch_trains_from_disk(adata, tmp_path):
     model = DisentangleModel(registry=datamodule.registry, **SMALL)
     model.train(3, datamodule=datamodule, enable_progress_bar=False)
     assert model.module.n_batch == 3
+    assert model.module.alignment.shifts.any()
     codes = model.get_latent_representation(dataloader=datamodule.inference_dataloader())
     assert codes.shape == (200, 5)
     assert len(np.unique(codes.round(4), axis=0)) > 190

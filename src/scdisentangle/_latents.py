@@ -52,7 +52,10 @@ class LatentMixin:
         if datamodule is None:
             minibatches = self._make_data_loader(self.adata, self._sample_of_batches())
         else:
-            minibatches = datamodule.train_dataloader()
+            minibatches = (
+                datamodule.on_after_batch_transfer(datamodule.on_before_batch_transfer(cells, 0), 0)
+                for cells in datamodule.train_dataloader()
+            )
         codes, batches, n_cells = [], [], 0
         for tensors in minibatches:
             inputs = self.module._get_inference_input(tensors)
