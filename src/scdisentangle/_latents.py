@@ -50,7 +50,7 @@ class LatentMixin:
             )
         alignment.reset()
         if datamodule is None:
-            minibatches = self._make_data_loader(self.adata, self._sample_of_batches())
+            minibatches = self._make_data_loader(self.adata, self._cells_to_align())
         else:
             minibatches = (
                 datamodule.on_after_batch_transfer(datamodule.on_before_batch_transfer(cells, 0), 0)
@@ -66,7 +66,7 @@ class LatentMixin:
                 break
         alignment.fit(torch.cat(codes), torch.cat(batches).long())
 
-    def _sample_of_batches(self) -> np.ndarray | None:
+    def _cells_to_align(self) -> np.ndarray | None:
         if self.adata.n_obs <= CELLS_TO_ALIGN:
             return None
         return np.sort(np.random.default_rng(0).choice(self.adata.n_obs, CELLS_TO_ALIGN, False))
