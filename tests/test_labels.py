@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import scvi
-from sklearn.neighbors import NearestNeighbors
 
 from scdisentangle import DisentangleModel, InputError, data
 
@@ -32,13 +31,34 @@ def test_unlabelled_cells_are_labelled(model):
 
 
 def test_soft_prediction_is_the_share_of_the_neighbours(model):
+    """Squared distances by hand; from another batch 0.15 of the mean one between cells more."""
     soft = model.predict(soft=True, n_neighbors=7, indices=[4, 2])
-    z = model.get_latent_representation()
-    near = NearestNeighbors(n_neighbors=7).fit(z[300:]).kneighbors(z[[4, 2]])[1] + 300
-    labels = model.adata.obs["type"].to_numpy()[near]
+    z, batch = model.get_latent_representation(), model.adata.obs["batch"].to_numpy()
+    squared = ((z[[4, 2], None] - z[300:]) ** 2).sum(axis=2)
+    mean = ((z[300:, None] - z[300:]) ** 2).sum(axis=2).mean()
+    squared += 0.15 * mean * (batch[[4, 2], None] != batch[300:])
+    labels = model.adata.obs["type"].to_numpy()[300 + squared.argsort(axis=1)[:, :7]]
     for label in soft.columns:
         np.testing.assert_allclose(soft[label], (labels == label).mean(axis=1))
     assert list(soft.index) == list(model.adata.obs_names[[4, 2]])
+
+
+def test_a_batch_that_was_annotated_in_its_own_words_keeps_them(model):
+    adata, own = model.adata.copy(), (model.adata.obs["batch"] == "batch_1").to_numpy()
+    truth = adata.obs["celltype"].astype(str).to_numpy() + np.where(own, " here", "")
+    adata.obs["type"] = np.where(np.arange(600) < 300, "?", truth)
+    named = fit(adata, 60, labels_key="type", unlabeled_category="?")
+    right = named.predict(indices=np.arange(300)) == truth[:300]
+    assert right[own[:300]].mean() > 0.9
+    assert right[~own[:300]].mean() > 0.9
+
+
+def test_a_type_that_is_labelled_in_other_batches_only_is_found_there(model):
+    adata = model.adata.copy()
+    alone = ((adata.obs["batch"] == "batch_2") & (adata.obs["celltype"] == "type_2")).to_numpy()
+    adata.obs.loc[alone, "type"] = "?"
+    named = fit(adata, 60, labels_key="type", unlabeled_category="?")
+    assert (named.predict(indices=np.flatnonzero(alone)) == "type_2").mean() > 0.85
 
 
 def test_without_labels_there_is_nothing_to_predict():

@@ -13,10 +13,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from ._errors import InputError
 
 
+OTHER_BATCH = 0.15
+"""What another batch adds to a squared distance, as a share of the mean one between any cells."""
+
+
 class LabelMixin:
     """Label transfer in ``z_bio``."""
 
-    labelled_codes_: tuple[np.ndarray, np.ndarray] | None = None
+    labelled_codes_: tuple[np.ndarray, ...] | None = None
 
     def predict(
         self,
@@ -28,7 +32,9 @@ class LabelMixin:
     ) -> np.ndarray | pd.DataFrame:
         """The label of each cell, by a vote of the nearest labelled cells in ``z_bio``.
 
-        Labelled are those cells of the model's data, and of the reference that it was mapped to,
+        Those of the cell's own batch count as nearer than those of others: batches are often
+        annotated one by one, and then a label names other cells in each, which ``z_bio`` cannot
+        know. A type that is labelled in other batches only is still found there. Labelled are those cells of the model's data, and of the reference that it was mapped to,
         whose label is not the ``unlabeled_category`` of ``setup_anndata``.
 
         Parameters
@@ -55,9 +61,19 @@ class LabelMixin:
                 "No cell is labelled. Register labels_key= in setup_anndata, with "
                 "unlabeled_category= for cells whose label is not known."
             )
-        z_bio, labels = labelled
-        classifier = KNeighborsClassifier(min(n_neighbors, len(labels))).fit(z_bio, labels)
-        codes = self.get_latent_representation(adata, indices, batch_size=batch_size)
+        z_bio, labels, batch = labelled
+        batches = np.unique(batch)
+        apart = np.sqrt(OTHER_BATCH * z_bio.var(axis=0).sum())
+
+        def placed(z_bio: np.ndarray, batch: np.ndarray) -> np.ndarray:
+            return np.concatenate([z_bio, apart * (batch[:, None] == batches)], axis=1)
+
+        classifier = KNeighborsClassifier(min(n_neighbors, len(labels)))
+        classifier.fit(placed(z_bio, batch), labels)
+        codes = placed(
+            self.get_latent_representation(adata, indices, batch_size=batch_size),
+            self._names(REGISTRY_KEYS.BATCH_KEY, adata, indices).astype(str),
+        )
         if not soft:
             return classifier.predict(codes)
         cells = self._validate_anndata(adata).obs_names
@@ -67,15 +83,31 @@ class LabelMixin:
             columns=classifier.classes_,
         )
 
-    def _labelled_codes(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """``z_bio`` and labels of the labelled cells of the reference and of the own data."""
+    def _labelled_codes(self) -> tuple[np.ndarray, ...] | None:
+        """``z_bio``, label and batch of the labelled cells of the reference and of the own data."""
         setup_args = self.registry_["setup_args"]
-        parts = [] if self.labelled_codes_ is None else [self.labelled_codes_]
+        parts = [] if self.labelled_codes_ is None else [_with_batch(*self.labelled_codes_)]
         if self.adata is not None and setup_args["labels_key"] is not None:
-            mapping = np.asarray(self._state_of(REGISTRY_KEYS.LABELS_KEY)["categorical_mapping"])
-            codes = self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY)
-            labels = mapping[np.asarray(codes).ravel()]
-            labelled = np.flatnonzero(labels != setup_args["unlabeled_category"])
-            if len(labelled):
-                parts.append((self.get_latent_representation(indices=labelled), labels[labelled]))
+            labels = self._names(REGISTRY_KEYS.LABELS_KEY)
+            cells = np.flatnonzero(labels != setup_args["unlabeled_category"])
+            if len(cells):
+                batch = self._names(REGISTRY_KEYS.BATCH_KEY, indices=cells).astype(str)
+                z_bio = self.get_latent_representation(indices=cells)
+                parts.append((z_bio, labels[cells], batch))
         return tuple(map(np.concatenate, zip(*parts, strict=True))) if parts else None
+
+    def _names(
+        self, key: str, adata: AnnData | None = None, indices: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The category of each cell in a registered field, by name."""
+        manager = self.get_anndata_manager(self._validate_anndata(adata), required=True)
+        codes = np.asarray(manager.get_from_registry(key)).ravel()
+        names = np.asarray(self._state_of(key)["categorical_mapping"])
+        return names[codes if indices is None else codes[indices]]
+
+
+def _with_batch(
+    z_bio: np.ndarray, labels: np.ndarray, batch: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labelled cells with their batch, which files of an earlier version do not tell."""
+    return z_bio, labels, np.full(len(labels), "") if batch is None else batch

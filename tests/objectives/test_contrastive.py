@@ -128,6 +128,26 @@ def test_brings_types_together_across_batches(make_codes):
     assert transfer() > 0.9
 
 
+def test_a_cell_is_not_told_from_unlabelled_ones_that_may_be_of_its_label(make_codes):
+    """By hand: cells 0 and 1 share a label, cell 3 has none, and is no negative of theirs."""
+    labels, z_bio = torch.tensor([0, 0, 1, -1, 2]), torch.rand(5, 5)
+    codes = make_codes(
+        n=5,
+        batch=torch.zeros(5, dtype=torch.long),
+        labels=labels,
+        z_bio=z_bio,
+        encode_bio=lambda _: views,
+    )
+    views = torch.rand(5, 5)
+    value = build_objectives("contrastive", **SIZES | {"n_batch": 1})(codes)["contrastive"]
+    like = np.exp(functional.cosine_similarity(z_bio[:, None], views, dim=2).numpy() / 0.2)
+    unlike = np.exp(functional.cosine_similarity(z_bio[:, None], z_bio, dim=2).numpy() / 0.2)
+    told = {(0, 1): [2, 4], (1, 0): [2, 4]}
+    told |= {(2, 2): [0, 1, 3, 4], (3, 3): [0, 1, 2, 4], (4, 4): [0, 1, 2, 3]}
+    losses = [-np.log(like[i, p] / (like[i, p] + unlike[i, n].sum())) for (i, p), n in told.items()]
+    assert value.item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 @pytest.mark.parametrize("counterfactual", [0.0, 1.0])
 def test_a_view_of_a_cell_is_told_from_the_cells_of_its_batch(make_codes, counterfactual):
     """Against PyTorch's cross-entropy over the cell's view and the other cells of its batch."""

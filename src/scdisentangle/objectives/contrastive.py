@@ -137,9 +137,11 @@ class Contrastive(Objective):
     in the batch of a random other cell. The positives of an anchor are the views of cells with its
     label (of another batch where there are any), or of its mutual nearest neighbours in other
     batches, or of itself. Negatives are the other cells of the anchor's own batch, without its
-    label. They share the batch with the anchor, so that the batch is no help to tell them from the
-    positive; and where that is a counterfactual, whatever z_bio says of the batch sets it back, and
-    drains. No unlike cells are compared: a type that one batch alone has meets nobody.
+    label; where the positives are by label, of those with another one, since cells without any may
+    have the anchor's. They share the batch with the anchor, so that the batch is no help to tell
+    them from the positive; and where that is a counterfactual, whatever z_bio says of the batch
+    sets it back, and drains. No unlike cells are compared: a type that one batch alone has meets
+    nobody.
 
     The default objective, with or without labels.
 
@@ -203,7 +205,8 @@ class Contrastive(Objective):
         negatives = (codes.batch.unsqueeze(1) == codes.batch) & ~itself
         if self._uses("labels") and codes.labels is not None:
             positives = label_positives(codes.labels, codes.batch)
-            negatives = negatives & ~_alike(codes.labels)
+            by_label = positives.any(1, keepdim=True)
+            negatives = negatives & ~_alike(codes.labels) & ~(by_label & (codes.labels < 0))
         elif self.positives == "labels":
             raise InputError(
                 "The objective 'contrastive' with positives='labels' needs labels. Register a "
