@@ -12,7 +12,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ._errors import InputError
 
-
 OTHER_BATCH = 0.15
 """What another batch adds to a squared distance, as a share of the mean one between any cells."""
 
@@ -34,7 +33,9 @@ class LabelMixin:
 
         Those of the cell's own batch count as nearer than those of others: batches are often
         annotated one by one, and then a label names other cells in each, which ``z_bio`` cannot
-        know. A type that is labelled in other batches only is still found there. Labelled are those cells of the model's data, and of the reference that it was mapped to,
+        know. A type that is labelled in other batches only is still found there.
+
+        Labelled are those cells of the model's data, and of the reference that it was mapped to,
         whose label is not the ``unlabeled_category`` of ``setup_anndata``.
 
         Parameters
