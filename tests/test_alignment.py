@@ -1,6 +1,7 @@
 """Shifts between batches that are found in z_bio after training."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 import torch
@@ -10,7 +11,9 @@ from scdisentangle._alignment import (
     Alignment,
     common_shifts,
     group_means,
+    groups,
     levels_and_shifts,
+    mean_of_group,
     overlap,
 )
 
@@ -131,6 +134,17 @@ def test_a_new_batch_joins_and_the_others_stay():
     assert (arrived - expected).mean(0).norm() < 0.4
     alignment.fit(z, batch)  # no cell of a new batch
     assert alignment(new, torch.full((len(new),), 2)).equal(arrived)
+
+
+def test_groups_are_of_like_cells_of_one_batch():
+    """Ten cells at each of twelve places, six for each of two batches."""
+    rng = np.random.default_rng(0)
+    place = torch.as_tensor(rng.permutation(np.arange(120) % 12))
+    centers = 50.0 * torch.as_tensor(rng.normal(size=(12, 4)), dtype=torch.float32)
+    z = centers[place] + torch.as_tensor(rng.normal(size=(120, 4)), dtype=torch.float32)
+    group = groups(z, place % 2)
+    expected = pd.DataFrame(z.numpy()).groupby(place.numpy()).transform("mean")
+    np.testing.assert_allclose(mean_of_group(z, group), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_cells", [1, 2, 60])
