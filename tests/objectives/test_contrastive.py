@@ -13,6 +13,7 @@ from scdisentangle.objectives import build_objectives
 from scdisentangle.objectives.contrastive import (
     info_nce,
     label_positives,
+    labels_around,
     mutual_nearest_neighbours,
     random_partners,
 )
@@ -128,23 +129,39 @@ def test_brings_types_together_across_batches(make_codes):
     assert transfer() > 0.9
 
 
-def test_a_cell_is_not_told_from_unlabelled_ones_that_may_be_of_its_label(make_codes):
+def test_labels_of_the_cells_around():
+    """Angles on a circle; a cell of the other batch counts as 0.15 less alike."""
+    degrees = torch.tensor([0.0, 5, 90, 95, 8, 45, 91, 180, 30, 30])
+    z_bio = torch.stack([torch.cos(degrees.deg2rad()), torch.sin(degrees.deg2rad())], dim=1)
+    labels = torch.tensor([0, 0, 1, 1, -1, -1, -1, -1, -1, -1])
+    batch = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+    found = labels_around(labels, 3.0 * z_bio, batch)
+    expected = labels.clone()
+    expected[4], expected[6], expected[8], expected[9] = 0, 1, 0, 0  # 45 is between, 180 is far
+    assert found.tolist() == expected.tolist()
+    far = torch.tensor([0.0, 40.0]).deg2rad()  # cosine 0.77, with another batch 0.62
+    z_bio = torch.stack([torch.cos(far), torch.sin(far)], dim=1)
+    for other, label in ((0, 3), (1, -1)):
+        found = labels_around(torch.tensor([3, -1]), z_bio, torch.tensor([0, other]))
+        assert found.tolist() == [3, label]
+    nobody = torch.full((2,), -1)
+    assert labels_around(nobody, z_bio, nobody).tolist() == [-1, -1]
+
+
+def test_cells_are_told_by_label_from_those_of_another_label_only(make_codes):
     """By hand: cells 0 and 1 share a label, cell 3 has none, and is no negative of theirs."""
-    labels, z_bio = torch.tensor([0, 0, 1, -1, 2]), torch.rand(5, 5)
+    z_bio, views = torch.eye(5), torch.rand(5, 5)
     codes = make_codes(
         n=5,
         batch=torch.zeros(5, dtype=torch.long),
-        labels=labels,
+        labels=torch.tensor([0, 0, 1, -1, 2]),
         z_bio=z_bio,
         encode_bio=lambda _: views,
     )
-    views = torch.rand(5, 5)
-    value = build_objectives("contrastive", **SIZES | {"n_batch": 1})(codes)["contrastive"]
-    like = np.exp(functional.cosine_similarity(z_bio[:, None], views, dim=2).numpy() / 0.2)
-    unlike = np.exp(functional.cosine_similarity(z_bio[:, None], z_bio, dim=2).numpy() / 0.2)
-    told = {(0, 1): [2, 4], (1, 0): [2, 4]}
-    told |= {(2, 2): [0, 1, 3, 4], (3, 3): [0, 1, 2, 4], (4, 4): [0, 1, 2, 3]}
-    losses = [-np.log(like[i, p] / (like[i, p] + unlike[i, n].sum())) for (i, p), n in told.items()]
+    spec = {"contrastive": {"positives": "labels"}}
+    value = build_objectives(spec, **SIZES | {"n_batch": 1})(codes)["contrastive"]
+    like = np.exp(functional.normalize(views).T.numpy() / 0.2)
+    losses = [-np.log(like[i, p] / (like[i, p] + 2.0)) for i, p in ((0, 1), (1, 0))]
     assert value.item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -233,10 +250,10 @@ def test_partners_are_random_cells_of_other_batches():
 
 
 @pytest.mark.parametrize(
-    ("labelled", "batches", "positives"),
-    [(True, 2, "labels"), (False, 2, "views"), (False, 1, "views")],
+    ("labelled", "batches", "terms"),
+    [(True, 2, ["views", "labels"]), (False, 2, ["views"]), (False, 1, ["views"])],
 )
-def test_auto_takes_labels_then_views(make_codes, labelled, batches, positives):
+def test_auto_is_the_sum_of_views_and_labels(make_codes, labelled, batches, terms):
     n = 40
     codes = make_codes(
         n=n,
@@ -249,9 +266,9 @@ def test_auto_takes_labels_then_views(make_codes, labelled, batches, positives):
         kind: build_objectives({"contrastive": {"positives": kind}}, **SIZES)(
             dataclasses.replace(codes, encode_bio=lambda _: view)
         )["contrastive"]
-        for kind in ("auto", positives)
+        for kind in ("auto", *terms)
     }
-    torch.testing.assert_close(values["auto"], values[positives])
+    torch.testing.assert_close(values["auto"], sum(values[kind] for kind in terms))
 
 
 def test_labels_have_to_be_there(make_codes):

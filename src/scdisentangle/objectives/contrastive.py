@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +17,12 @@ from ._base import (
 )
 
 _EXCLUDED = -1e9
+CLOSE = 0.7
+"""Cosine similarity to a labelled cell, from which an unlabelled one may take its label."""
+OTHER_BATCH = 0.15
+"""What is taken from the similarity to a cell of another batch, where labels may mean another."""
+AGREED = 0.9
+"""Share that a label must have among the labelled cells around an unlabelled one."""
 
 
 def info_nce(
@@ -101,14 +109,43 @@ def label_positives(labels: Tensor, batch: Tensor) -> Tensor:
     -------
     Mask of shape ``(n_cells, n_cells)``, anchors in rows.
     """
-    alike = _alike(labels)
+    alike = (labels.unsqueeze(1) == labels) & (labels >= 0)
+    alike.fill_diagonal_(False)
     elsewhere = alike & (batch.unsqueeze(1) != batch)
     return torch.where(elsewhere.any(1, keepdim=True), elsewhere, alike)
 
 
-def _alike(labels: Tensor) -> Tensor:
-    pairs = (labels.unsqueeze(1) == labels) & (labels >= 0)
-    return pairs.fill_diagonal_(False)
+@torch.no_grad()
+def labels_around(labels: Tensor, z_bio: Tensor, batch: Tensor) -> Tensor:
+    """Labels; an unlabelled cell takes that of the labelled cells around it, where they agree.
+
+    Parameters
+    ----------
+    labels
+        Integers, -1 where unlabelled, shape ``(n_cells,)``.
+    z_bio
+        Codes, ``(n_cells, n_latent_bio)``.
+    batch
+        Batch of each cell, shape ``(n_cells,)``.
+
+    Returns
+    -------
+    Shape ``(n_cells,)``; -1 for cells that are far from any labelled one, or between labels.
+
+    References
+    ----------
+    Lee (2013), Pseudo-label: the simple and efficient semi-supervised learning method for deep
+    neural networks, ICML workshop on challenges in representation learning.
+    """
+    unit = functional.normalize(z_bio, dim=1, eps=1e-6)
+    similarity = unit @ unit.T - OTHER_BATCH * (batch.unsqueeze(1) != batch)
+    similarity = similarity.masked_fill(labels < 0, _EXCLUDED)
+    nearest, which = similarity.max(1)
+    voted = labels[which]
+    votes = (10.0 * similarity).softmax(1)
+    share = (votes * (labels == voted.unsqueeze(1))).sum(1)
+    taken = (labels < 0) & (nearest > CLOSE) & (share > AGREED)
+    return torch.where(taken, voted, labels)
 
 
 @torch.no_grad()
@@ -134,22 +171,24 @@ class Contrastive(Objective):
 
     Every cell is encoded a second time, through other noise and gene dropout; for a share of them,
     drawn anew in each step, this second view is a counterfactual: the cell as the decoder shows it
-    in the batch of a random other cell. The positives of an anchor are the views of cells with its
-    label (of another batch where there are any), or of its mutual nearest neighbours in other
-    batches, or of itself. Negatives are the other cells of the anchor's own batch, without its
-    label; where the positives are by label, of those with another one, since cells without any may
-    have the anchor's. They share the batch with the anchor, so that the batch is no help to tell
-    them from the positive; and where that is a counterfactual, whatever z_bio says of the batch
-    sets it back, and drains. No unlike cells are compared: a type that one batch alone has meets
-    nobody.
+    in the batch of a random other cell. The positive of an anchor is its own view; or the views of
+    its mutual nearest neighbours in other batches; or those of cells with its label, of other
+    batches where there are any. Negatives are other cells of the anchor's own batch, and with
+    labels those of another label. They share the batch with the anchor, so that the batch is no
+    help to tell them from the positive; and where that is a counterfactual, whatever z_bio says of
+    the batch sets it back, and drains. No unlike cells are compared: a type that one batch alone
+    has meets nobody.
+
+    With labels, an unlabelled cell takes the one of the labelled cells around it in the minibatch
+    where these agree, :func:`labels_around`.
 
     The default objective, with or without labels.
 
     Parameters
     ----------
     positives
-        ``"labels"``; ``"mnn"``; ``"views"``, an anchor's own view; or ``"auto"``, labels for
-        cells that have a positive by label and views for all others.
+        ``"labels"``; ``"mnn"``; ``"views"``, an anchor's own view; or ``"auto"``, the sum of the
+        terms with views and, where labels are registered, with labels.
     counterfactual
         Share of the views that show the cell in another batch, in [0, 1].
     temperature
@@ -180,12 +219,12 @@ class Contrastive(Objective):
         self.n_neighbors = n_neighbors
 
     def forward(self, codes: Codes) -> Tensor:
-        """Mean over the anchors that have a positive; 0 where none has."""
-        positives, negatives = self._pairs(codes)
+        """Sum of the terms, each a mean over the anchors that have a positive."""
         anchors = functional.normalize(codes.z_bio, dim=1, eps=1e-6)
         views = functional.normalize(codes.encode_bio(self._seen_again(codes)), dim=1, eps=1e-6)
         scaled = anchors / self.temperature
-        return info_nce(scaled @ views.T, positives, negatives, to_negatives=scaled @ anchors.T)
+        to_views, to_anchors = scaled @ views.T, scaled @ anchors.T
+        return sum(info_nce(to_views, *pairs, to_anchors) for pairs in self._pairs(codes))
 
     @torch.no_grad()
     def _seen_again(self, codes: Codes) -> Tensor:
@@ -198,25 +237,23 @@ class Contrastive(Objective):
         shown = codes.as_partner(cells, random_partners(codes.batch)[cells])
         return codes.x.index_copy(0, cells, shown.to(codes.x.dtype))
 
-    def _pairs(self, codes: Codes) -> tuple[Tensor, Tensor]:
-        """Masks of positives among views and of negatives among anchors, anchors in rows."""
+    def _pairs(self, codes: Codes) -> Iterator[tuple[Tensor, Tensor]]:
+        """Masks of positives among views and negatives among anchors, anchors in rows, by term."""
         itself = torch.eye(len(codes.batch), dtype=torch.bool, device=codes.batch.device)
-        positives = torch.zeros_like(itself)
-        negatives = (codes.batch.unsqueeze(1) == codes.batch) & ~itself
+        others = (codes.batch.unsqueeze(1) == codes.batch) & ~itself
+        if self._uses("views"):
+            yield itself, others
+        if self.positives == "mnn":
+            yield mutual_nearest_neighbours(codes.x, codes.batch, self.n_neighbors), others
         if self._uses("labels") and codes.labels is not None:
-            positives = label_positives(codes.labels, codes.batch)
-            by_label = positives.any(1, keepdim=True)
-            negatives = negatives & ~_alike(codes.labels) & ~(by_label & (codes.labels < 0))
+            labels = labels_around(codes.labels, codes.z_bio, codes.batch)
+            unlike = (labels >= 0) & (labels.unsqueeze(1) != labels)
+            yield label_positives(labels, codes.batch), others & unlike
         elif self.positives == "labels":
             raise InputError(
                 "The objective 'contrastive' with positives='labels' needs labels. Register a "
                 "labels_key in setup_anndata, or take positives='auto'."
             )
-        if self.positives == "mnn":
-            positives = mutual_nearest_neighbours(codes.x, codes.batch, self.n_neighbors)
-        if self._uses("views"):
-            positives = positives | (~positives.any(1, keepdim=True) & itself)
-        return positives, negatives
 
     def _uses(self, kind: str) -> bool:
         return self.positives in ("auto", kind)
