@@ -104,7 +104,9 @@ def test_training_fits_the_new_batch_and_nothing_else(cells):
         "codebook",
         "decoder",
         "classifier",
+        "gene_shifts",
     }
+    assert (query_model.module.gene_shifts.shifts[:2] == 0).all()
     for name in moved:
         kept = query_model.module.state_dict()[name] == before[name]
         assert kept.sum() >= model.module.state_dict()[name].numel()
@@ -112,6 +114,29 @@ def test_training_fits_the_new_batch_and_nothing_else(cells):
     new = query_model.module.codebook.codes[2].detach().numpy()
     np.testing.assert_allclose(z_nio, np.tile(new, (len(z_nio), 1)), atol=1e-5)
     assert (query_model.predict_batch() == NEW).mean() > 0.95
+
+
+def test_training_finds_what_the_genes_of_a_new_batch_are_off_by():
+    """Known truth: cells of the reference, that show ten times the counts of one type's markers."""
+    reference = data.simulated(n_cells=600, n_genes=100, marker_log_fold_change=2.0, seed=0)
+    off = (reference.var["marker_of"] == "type_0").to_numpy()
+    query = reference.copy()
+    query.X = query.X.toarray() * np.where(off, 10, 1).astype("float32")
+    query.obs["batch"] = "off"
+    model = fit(reference, 60, alignment=False, n_hidden=128, n_latent_bio=20)
+    expected = model.get_latent_representation()
+    query_model = DisentangleModel.load_query_data(query, model)
+
+    def distance():
+        found = query_model.get_latent_representation()
+        return ((found - expected) ** 2).sum(axis=1).mean()
+
+    query_model.is_trained = True
+    before = distance()
+    query_model.train(100, enable_progress_bar=False, plan_kwargs={"weight_decay": 0.0})
+    assert distance() < 0.6 * before
+    shifts = query_model.module.gene_shifts.shifts[-1].detach().numpy()
+    assert shifts[off].mean() > 3 * abs(shifts[~off].mean()) > 0
 
 
 def test_query_cells_take_the_label_of_the_reference_cells_around_them():
@@ -149,11 +174,12 @@ def test_a_query_model_is_saved_loaded_and_mapped_upon(cells, tmp_path):
     again = mapped(loaded, third, 2)
     assert_reference_is_unchanged(model, again)
     assert again.module.n_batch == 4
-    np.testing.assert_allclose(
-        again.get_latent_representation(query.copy(), representation="batch"),
-        query_model.get_latent_representation(representation="batch"),
-        atol=1e-6,
-    )
+    for representation in ("bio", "batch"):
+        np.testing.assert_allclose(
+            again.get_latent_representation(query.copy(), representation=representation),
+            query_model.get_latent_representation(representation=representation),
+            atol=1e-6,
+        )
 
 
 def test_genes_that_the_query_lacks_are_padded(cells):

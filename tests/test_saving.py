@@ -227,8 +227,8 @@ def test_a_model_of_another_class(saved):
 
 
 def test_a_file_of_a_newer_version(saved):
-    with_content(saved, lambda c: c["attr_dict"].update(file_format_=4))
-    with pytest.raises(InputError, match=r"newer version.*file format 4.*Update"):
+    with_content(saved, lambda c: c["attr_dict"].update(file_format_=5))
+    with pytest.raises(InputError, match=r"newer version.*file format 5.*Update"):
         DisentangleModel.load(saved)
 
 

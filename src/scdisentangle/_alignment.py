@@ -9,6 +9,8 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
+from ._networks import AddedLater
+
 CELLS_PER_CLUSTER = 50
 CELLS_PER_GROUP = 10
 """Cells of a new batch that look for their cluster together."""
@@ -19,7 +21,7 @@ WIDTH = 0.15
 """Reach of a cluster's border, as a share of the mean squared distance of cells to their centre."""
 
 
-class Alignment(nn.Module):
+class Alignment(AddedLater):
     r"""Moves the batches onto each other within the clusters of ``z_bio``.
 
     Codes of batch :math:`b` in cluster :math:`k` are taken to be
@@ -136,11 +138,6 @@ class Alignment(nn.Module):
         self.centers[i] = FAR
         self.centers[i, :n] = torch.as_tensor(found.cluster_centers_)
         self.widths[i] = WIDTH * found.inertia_ / len(z) + 1e-12
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        for name, values in self.named_buffers():  # a file from before there was an alignment
-            state_dict.setdefault(prefix + name, values)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def groups(z: Tensor, batch: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ._likelihoods import (
     expression_distribution,
     reconstruction_loss,
 )
-from ._networks import Codebook, Decoder, RunningMeans, TwoCodeEncoder
+from ._networks import Codebook, Decoder, GeneShifts, RunningMeans, TwoCodeEncoder
 from ._sampling import SamplingMixin
 from .data._loading import ABOVE_ZERO_KEY
 from .objectives import Codes, ObjectiveSpec, batch_cross_entropy, build_objectives
@@ -191,6 +191,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             n_layers=n_layers,
             dropout_rate=dropout_rate,
         )
+        self.gene_shifts = GeneShifts(n_batch, n_input)
         self.decoder = Decoder(
             n_latent_bio + n_latent_nio,
             n_input,
@@ -331,11 +332,13 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         if self.nio_flow == "quantized":
             z_nio = self.codebook(encoded_nio, batch_index.squeeze(-1))
         z_nio = self._draw(z_nio, q_nio, n_samples)
-        noisy = self._add_noise(normalized, noise_level)
+        comparable = self.gene_shifts(normalized, batch_index.squeeze(-1))
+        noisy = self._add_noise(comparable, noise_level)
         z_bio, q_bio = self._encode_bio(noisy, batch_index, cont_covs, cat_covs, n_samples)
         return {
             **self._inferred(z_bio, z_nio, q_bio, q_nio, library, n_samples),
             "normalized": normalized,
+            "comparable": comparable,
             "encoded_nio": encoded_nio,
             "noise_level": noise_level,
         }
@@ -446,10 +449,11 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             seen = self._read(z_nio[partners])
             own = {k: None if v is None else v[cells] for k, v in covariates.items()}
             output, *_ = self._decode(z_bio[cells], seen, batch_index[partners], **own)
-            if not counts:
-                return output
-            shares = output.softmax(dim=-1)
-            return torch.log1p(shares * self.target_sum) if self.log_normalize else shares
+            shown = output
+            if counts:
+                shown = output.softmax(dim=-1)
+                shown = torch.log1p(shown * self.target_sum) if self.log_normalize else shown
+            return self.gene_shifts(shown, batch_index[partners].squeeze(-1))
 
         return Codes(
             z_bio=z_bio,
@@ -457,7 +461,7 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
             batch=batch_index.squeeze(-1),
             n_batch=self.n_batch,
             labels=labels,
-            x=inference_outputs["normalized"],
+            x=inference_outputs["comparable"],
             encode_bio=encode_bio,
             decode=decode,
             as_partner=as_partner,

@@ -12,6 +12,16 @@ from torch.distributions import Normal
 from ._products import Linear
 
 
+class AddedLater(nn.Module):
+    """A part that the files of an earlier version lack: they load without it."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        own = dict(self.named_buffers()) | dict(self.named_parameters())
+        for name, values in own.items():
+            state_dict.setdefault(prefix + name, values)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
 class Layers(FCLayers):
     """Those of scvi-tools, which copy their input to put no covariates beside it."""
 
@@ -143,6 +153,32 @@ class TwoCodeEncoder(nn.Module):
     def encode_nio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
         """``z_nio``, shape ``(n_cells, n_latent_nio)``, and its posterior or ``None``."""
         return self.nio_head(self.nio_encoder(x, *cats, cont=cont))
+
+
+class GeneShifts(AddedLater):
+    """What the genes of a batch that came after training are off by, for the encoder of ``z_bio``.
+
+    Only query mapping learns it, as scArches learns its batch's column of the encoder (Lotfollahi
+    et al. 2022, Nature Biotechnology 40:121). For the batches of the reference it is 0.
+
+    Parameters
+    ----------
+    n_batch, n_genes
+        Number of batches and of genes.
+    """
+
+    def __init__(self, n_batch: int, n_genes: int):
+        super().__init__()
+        self.shifts = nn.Parameter(torch.zeros(n_batch, n_genes), requires_grad=False)
+        self.learned = False
+
+    def forward(self, x: Tensor, batch: Tensor) -> Tensor:
+        """Expression as the reference's batches would show it, ``(n_cells, n_genes)``."""
+        return x - self.shifts[batch] if self.learned else x
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.learned = bool(self.shifts.any())
 
 
 class Codebook(nn.Module):

@@ -29,10 +29,10 @@ class QueryMappingMixin(ArchesMixin):
         """A model for new batches, that goes on from a trained one.
 
         The encoder of ``z_bio`` does not see the batch, so that the codes of new cells are right
-        away on the map of the reference. Training fits what only the new batches use: their
-        ``z_nio``, their column in the decoder, their output of the classifier, and the shift that
-        aligns their ``z_bio`` with the reference's clusters. The codes of the reference's cells
-        stay what they were. With a quantised ``z_nio``, a cell of a new batch
+        away on the map of the reference. Training fits what only the new batches use: what their
+        genes are off by in the encoder's eyes, their ``z_nio``, their column in the decoder, their
+        output of the classifier, and the shift that aligns their ``z_bio`` with the reference's
+        clusters. The codes of the reference's cells stay what they were. With a quantised ``z_nio``, a cell of a new batch
         takes the code of its batch, which the encoder of ``z_nio`` has not learned to tell.
 
         Parameters
@@ -72,10 +72,10 @@ class QueryMappingMixin(ArchesMixin):
         if unfrozen:
             return model
         if model.module.nio_flow == "quantized":
-            model.module.codebook.n_learned = reference.codebook.n_learned
             model.n_learned_batches_ = reference.codebook.n_learned
-        if model.module.alignment is not None:
-            model.module.alignment.first_new = model.n_reference_batches_ = reference.n_batch
+        model.n_reference_batches_ = reference.n_batch
+        model.module.on_load(model)
+        model.module.gene_shifts.learned = True
         free = {
             "encoder.bio_encoder.fc_layers.Layer 0": not freeze_expression,
             "encoder.nio_encoder.fc_layers.Layer 0": not freeze_expression,
