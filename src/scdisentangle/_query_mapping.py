@@ -32,8 +32,9 @@ class QueryMappingMixin(ArchesMixin):
         away on the map of the reference. Training fits what only the new batches use: what their
         genes are off by in the encoder's eyes, their ``z_nio``, their column in the decoder, their
         output of the classifier, and the shift that aligns their ``z_bio`` with the reference's
-        clusters. The codes of the reference's cells stay what they were. With a quantised ``z_nio``, a cell of a new batch
-        takes the code of its batch, which the encoder of ``z_nio`` has not learned to tell.
+        clusters. The codes of the reference's cells stay what they were. With a quantised
+        ``z_nio``, a cell of a new batch takes the code of its batch, which the encoder of ``z_nio``
+        has not learned to tell.
 
         Parameters
         ----------
