@@ -335,7 +335,6 @@ def test_dispersions_are_as_many_as_asked_for(adata):
     [
         ("use_observed_lib_size", True, False),
         ("latent_distribution", "normal", "ln"),
-        ("batch_representation", "one-hot", "embedding"),
     ],
 )
 def test_options_of_scvi_without_a_choice_say_why(adata, option, ours, other):
@@ -346,15 +345,35 @@ def test_options_of_scvi_without_a_choice_say_why(adata, option, ours, other):
         DisentangleModel(adata, **{option: other})
 
 
-def test_an_embedding_of_the_batch_has_the_size_that_is_asked_for_as_in_scvi(adata, tmp_path):
-    model = fit(adata, 1, batch_embedding_kwargs={"embedding_dim": 3})
+def test_the_decoder_may_read_an_embedding_of_the_batch(adata, tmp_path):
+    """Its first layer by hand, on the codes and the batch's vector."""
+    options = {"batch_representation": "embedding", "batch_embedding_kwargs": {"embedding_dim": 4}}
+    model = fit(adata, 2, **options)
     codes = model.get_batch_representation()
-    assert codes.shape == (adata.n_obs, 3)
+    batch = adata.obs["batch"].to_numpy()
+    assert codes.shape == (adata.n_obs, 4)
+    assert len(np.unique(codes, axis=0)) == 3
+    seen = []
+    layer = model.module.decoder.trunk.fc_layers[0][0]
+    layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    for transform_batch in (None, "batch_1"):
+        seen.clear()
+        model.get_normalized_expression(transform_batch=transform_batch)
+        read = torch.cat(seen).numpy()
+        of_batch = codes if transform_batch is None else codes[batch == transform_batch][:1]
+        z = model.get_latent_representation()
+        np.testing.assert_allclose(read[:, : z.shape[1]], z, atol=1e-6)
+        np.testing.assert_allclose(read[:, -4:], np.broadcast_to(of_batch, (len(z), 4)))
     model.save(tmp_path / "model")
     loaded = DisentangleModel.load(tmp_path / "model", adata=model.adata)
     np.testing.assert_array_equal(loaded.get_batch_representation(), codes)
-    with pytest.raises(InputError, match="batch_embedding_kwargs.*embedding_dim"):
-        fit(adata, 1, batch_embedding_kwargs={"embeding_dim": 3})
+    np.testing.assert_array_equal(
+        loaded.get_normalized_expression(return_numpy=True),
+        model.get_normalized_expression(return_numpy=True),
+    )
+    for wrong in ({"embeding_dim": 3}, {"max_norm": 1.0}):
+        with pytest.raises(InputError, match="batch_embedding_kwargs.*embedding_dim"):
+            fit(adata, 1, batch_embedding_kwargs=wrong)
 
 
 def test_a_missing_key_is_a_key_error(adata):

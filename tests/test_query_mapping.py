@@ -55,6 +55,17 @@ def assert_reference_is_unchanged(model, query_model):
         )
 
 
+def test_embeddings_of_the_reference_stay(cells):
+    reference, query = cells
+    model = fit(reference.copy(), batch_representation="embedding")
+    query_model = mapped(model, query)
+    assert_reference_is_unchanged(model, query_model)
+    untrained = DisentangleModel.load_query_data(query.copy(), model).module
+    learned, new = (m.get_embedding("batch").weight for m in (query_model.module, untrained))
+    assert learned[:2].equal(model.module.get_embedding("batch").weight)
+    assert not torch.allclose(learned[2:], new[2:], atol=1e-3)
+
+
 @pytest.mark.parametrize("nio_flow", FLOWS)
 def test_the_reference_stays_as_it_was(cells, nio_flow):
     reference, query = cells

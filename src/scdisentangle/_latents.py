@@ -206,7 +206,10 @@ class LatentMixin:
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """What stands for ``z_nio`` of each cell's batch: see ``DisentangleModule.nio_of_batch``.
+        """The vector of each cell's batch.
+
+        The one that the decoder reads with ``batch_representation="embedding"``; else what stands
+        for the batch's ``z_nio``, see ``DisentangleModule.nio_of_batch``.
 
         Parameters
         ----------
@@ -215,12 +218,17 @@ class LatentMixin:
 
         Returns
         -------
-        Array of shape ``(n_cells, n_latent_nio)``, the same row for all cells of a batch.
+        Array of shape ``(n_cells, embedding_dim)`` or ``(n_cells, n_latent_nio)``, the same row for
+        all cells of a batch.
         """
         adata = self._validate_anndata(adata)
         loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
-        batch = torch.cat([tensors[REGISTRY_KEYS.BATCH_KEY] for tensors in loader])
-        return self.module.nio_of_batch.cpu().numpy()[batch.squeeze(-1).cpu().numpy()]
+        batch = torch.cat([tensors[REGISTRY_KEYS.BATCH_KEY] for tensors in loader]).squeeze(-1)
+        if self.module.embeds_batch:
+            of_batch = self.module.get_embedding(REGISTRY_KEYS.BATCH_KEY).weight
+        else:
+            of_batch = self.module.nio_of_batch
+        return of_batch.cpu().numpy()[batch.cpu().numpy()]
 
     @torch.inference_mode()
     def predict_batch(

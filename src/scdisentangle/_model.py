@@ -39,10 +39,6 @@ SETTLED = {
         "normal",
         "Variational codes are normal, others are points; neither is mapped to a simplex.",
     ),
-    "batch_representation": (
-        "one-hot",
-        "A batch has a learned code already, its z_nio: see get_batch_representation().",
-    ),
 }
 """Options of scVI that the method leaves no choice in: their value here, and why."""
 MIN_CELLS_TO_VALIDATE = 30
@@ -71,8 +67,7 @@ class DisentangleModel(
     n_latent_nio
         Dimensions of ``z_nio``.
     n_latent
-        ``n_latent_bio`` by the name that it has in scvi-tools' models; so is the ``embedding_dim``
-        of their ``batch_embedding_kwargs`` taken for ``n_latent_nio``.
+        ``n_latent_bio`` by the name that it has in scvi-tools' models.
     n_hidden
         Units of each hidden layer.
     n_layers
@@ -89,8 +84,8 @@ class DisentangleModel(
     **module_kwargs
         Further options of :class:`~scdisentangle.DisentangleModule`: ``input_dropout``,
         ``nio_noise_factor``, ``dispersion``, ``encoder``, ``nio_flow``, ``batch_in_decoder``,
-        ``encode_covariates``, ``lambda_cls``, ``lambda_dis``, ``kl_weight_bio``,
-        ``kl_weight_nio``, ``spherical``, ``alignment``, ``class_balanced``, …
+        ``batch_representation``, ``encode_covariates``, ``lambda_cls``, ``lambda_dis``,
+        ``kl_weight_bio``, ``kl_weight_nio``, ``spherical``, ``alignment``, ``class_balanced``, …
 
     Raises
     ------
@@ -127,9 +122,6 @@ class DisentangleModel(
         **module_kwargs,
     ):
         n_latent_bio = n_latent or n_latent_bio
-        embedding = module_kwargs.pop("batch_embedding_kwargs", None) or {}
-        check_options(embedding, {"embedding_dim"}, "batch_embedding_kwargs")
-        n_latent_nio = embedding.get("embedding_dim", n_latent_nio)
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
                 warnings.warn(

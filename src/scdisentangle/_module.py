@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module import Classifier
 from scvi.module._constants import MODULE_KEYS
-from scvi.module.base import BaseMinifiedModeModuleClass, LossOutput, auto_move_data
+from scvi.module.base import (
+    BaseMinifiedModeModuleClass,
+    EmbeddingModuleMixin,
+    LossOutput,
+    auto_move_data,
+)
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from ._alignment import Alignment
-from ._errors import check_choice
+from ._errors import check_choice, check_options
 from ._input_noise import add_noise, hide_genes
 from ._likelihoods import (
     COUNT_LIKELIHOODS,
@@ -31,10 +36,11 @@ from .objectives import Codes, ObjectiveSpec, batch_cross_entropy, build_objecti
 
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
+BATCH_REPRESENTATIONS = ("one-hot", "embedding")
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
 
 
-class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
+class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeModuleClass):
     r"""Conditional autoencoder whose code is :math:`z = [z_{bio}, z_{nio}]`.
 
     .. math::
@@ -92,6 +98,11 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         per batch :math:`N(\mu_b, \sigma_b^2)`; ``"free"``, as it is.
     batch_in_decoder
         Whether the decoder sees the batch.
+    batch_representation
+        How the decoder reads the batch: ``"one-hot"``, or ``"embedding"``, a learned vector for
+        each, of fewer numbers where there are many.
+    batch_embedding_kwargs
+        ``embedding_dim``, the size of these vectors; 5 if ``None``.
     encode_covariates
         Whether the encoders see the further covariates; the decoder always does.
     objective
@@ -141,6 +152,8 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         encoder: Literal["separate", "shared"] = "separate",
         nio_flow: Literal["quantized", "detached", "variational", "free"] = "quantized",
         batch_in_decoder: bool = True,
+        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        batch_embedding_kwargs: Mapping[str, int] | None = None,
         encode_covariates: bool = False,
         objective: ObjectiveSpec = "contrastive",
         lambda_cls: float | None = None,
@@ -158,6 +171,13 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         check_choice("dispersion", dispersion, DISPERSIONS)
         check_choice("encoder", encoder, ENCODERS)
         check_choice("nio_flow", nio_flow, NIO_FLOWS)
+        check_choice("batch_representation", batch_representation, BATCH_REPRESENTATIONS)
+        embedding = dict(batch_embedding_kwargs or {})
+        check_options(embedding, {"embedding_dim"}, "batch_embedding_kwargs")
+        self.embeds_batch = batch_in_decoder and batch_representation == "embedding"
+        if self.embeds_batch:  # first, because scvi-tools' class loads the file's first weights
+            self.init_embedding(REGISTRY_KEYS.BATCH_KEY, n_batch, **embedding)
+            n_embedding = self.get_embedding(REGISTRY_KEYS.BATCH_KEY).embedding_dim
         cats = list(n_cats_per_cov or [])
         self.n_batch, self.n_labels = n_batch, n_labels
         self.gene_likelihood = gene_likelihood
@@ -193,9 +213,9 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         )
         self.gene_shifts = GeneShifts(n_batch, n_input)
         self.decoder = Decoder(
-            n_latent_bio + n_latent_nio,
+            n_latent_bio + n_latent_nio + (n_embedding if self.embeds_batch else 0),
             n_input,
-            n_cat_list=[n_batch if batch_in_decoder else 0, *cats],
+            n_cat_list=[n_batch if batch_in_decoder and not self.embeds_batch else 0, *cats],
             n_cont=n_continuous_cov,
             zero_inflated=gene_likelihood == "zinb",
             dispersed=dispersion == "gene-cell",
@@ -377,6 +397,9 @@ class DisentangleModule(SamplingMixin, BaseMinifiedModeModuleClass):
         cat_covs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z = torch.cat([z_bio, z_nio], dim=-1)
+        if self.embeds_batch:
+            embedded = self.compute_embedding(REGISTRY_KEYS.BATCH_KEY, batch_index)
+            z = torch.cat([z, embedded.expand(*z.shape[:-1], -1)], dim=-1)
         return self.decoder(z, batch_index, *self._split(cat_covs), cont=cont_covs)
 
     @auto_move_data
