@@ -1,3 +1,4 @@
+import importlib
 import os
 import shutil
 from datetime import date
@@ -47,7 +48,22 @@ myst_heading_anchors = 3
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!scdisentangle\b).*")]
 
+
+def methods_of_mixins(module: str, name: str) -> list[str]:
+    """Public methods that a class of ours has from another class of ours."""
+    cls = getattr(importlib.import_module(module), name)
+    of_others = [base for base in cls.__mro__[1:] if base.__module__.startswith("scdisentangle")]
+    found = dict.fromkeys(member for base in of_others for member in vars(base))
+    return [
+        member
+        for member in found
+        if callable(getattr(cls, member)) and member not in vars(cls) and member[0] != "_"
+    ]
+
+
 autosummary_generate = True
+autosummary_context = {"methods_of_mixins": methods_of_mixins}
+suppress_warnings = ["config.cache"]  # of the function in it
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
