@@ -32,8 +32,7 @@ class QueryMappingMixin(ArchesMixin):
         away on the map of the reference. Training fits what only the new batches use: what their
         genes are off by in the encoder's eyes, their ``z_nio``, their column in the decoder, their
         output of the classifier, and the shift that aligns their ``z_bio`` with the reference's
-        clusters. They are fitted to the reconstruction; the objective, which taught the encoder,
-        has weight 0. The codes of the reference's cells stay what they were. With a quantised
+        clusters. The codes of the reference's cells stay what they were. With a quantised
         ``z_nio``, a cell of a new batch takes the code of its batch, which the encoder of ``z_nio``
         has not learned to tell.
 
@@ -78,7 +77,6 @@ class QueryMappingMixin(ArchesMixin):
         model.n_reference_batches_ = reference.n_batch
         model.module.on_load(model)
         model.module.gene_shifts.learned = True
-        model.module.lambda_dis = 0.0
         free = {
             "encoder.bio_encoder.fc_layers.Layer 0": not freeze_expression,
             "encoder.nio_encoder.fc_layers.Layer 0": not freeze_expression,
