@@ -553,6 +553,8 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             commitment = self.codebook.commitment(inference_outputs["encoded_nio"], batch)
             metrics["commitment"] = commitment.mean()
             weighted["commitment"] = self.lambda_cls * metrics["commitment"]
+        if self.gene_shifts.learned:
+            weighted["gene_shifts"] = self.gene_shifts.ridge()
         if self.training and self.nio_flow in ("detached", "free"):
             self.nio_means.update(inference_outputs["z_nio"], batch)
         metrics |= {f"{name}_weighted": term for name, term in weighted.items()}

@@ -159,7 +159,8 @@ class GeneShifts(AddedLater):
     """What the genes of a batch that came after training are off by, for the encoder of ``z_bio``.
 
     Only query mapping learns it, as scArches learns its batch's column of the encoder (Lotfollahi
-    et al. 2022, Nature Biotechnology 40:121). For the batches of the reference it is 0.
+    et al. 2022, Nature Biotechnology 40:121), with a ridge that keeps it small. For the batches of
+    the reference it is 0.
 
     Parameters
     ----------
@@ -175,6 +176,10 @@ class GeneShifts(AddedLater):
     def forward(self, x: Tensor, batch: Tensor) -> Tensor:
         """Expression as the reference's batches would show it, ``(n_cells, n_genes)``."""
         return x - self.shifts[batch] if self.learned else x
+
+    def ridge(self) -> Tensor:
+        """Half the squared length of all shifts, to be added to the loss of a cell."""
+        return 0.5 * self.shifts.square().sum()
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
