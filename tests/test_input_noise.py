@@ -81,3 +81,27 @@ def test_the_same_seed_gives_the_same_noise_and_another_does_not():
     first, second = noise(4000), noise(4000)
     assert torch.equal(first, second)
     assert not torch.equal(first, add_noise(torch.zeros(4, 1000), 1.0))
+
+
+def test_values_that_are_not_hidden_have_the_noise():
+    torch.manual_seed(0)
+    x = torch.full((1000, 1000), 5.0)
+    drawn = add_noise(x, 0.2, hidden=0.3)
+    shown = drawn != 0
+    assert stats.binomtest(int(shown.sum()), x.numel(), 0.7).pvalue > 1e-3
+    noise_of_shown = (drawn[shown].double() - 5).numpy()
+    assert stats.kstest(noise_of_shown, stats.norm(0, 0.2).cdf).pvalue > 1e-3
+    before = shown.roll(1, dims=1)  # whether its neighbour is shown tells nothing of a value's noise
+    assert stats.ttest_ind((drawn - 5)[shown & before], (drawn - 5)[shown & ~before]).pvalue > 1e-3
+
+
+def test_a_gradient_reaches_the_values_that_one_draw_left():
+    x = torch.rand(10, 7, requires_grad=True)
+    drawn = add_noise(x, 0.1, hidden=0.4)
+    drawn.sum().backward()
+    assert torch.equal(x.grad, (drawn != 0).float())
+
+
+def test_genes_are_hidden_without_noise_too():
+    drawn = add_noise(torch.full((40, 50), 2.0), 0.0, hidden=0.5)
+    assert set(drawn.unique().tolist()) == {0.0, 2.0}

@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 
 from ._alignment import Alignment
 from ._errors import check_choice, check_options
-from ._input_noise import add_noise, hide_genes
+from ._input_noise import add_noise
 from ._likelihoods import (
     COUNT_LIKELIHOODS,
     GENE_LIKELIHOODS,
@@ -255,7 +255,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         """Values as the encoders see them, without noise, shape ``(n_cells, n_genes)``."""
         if not self.log_normalize:
             return x
-        return torch.log1p(x * ((-library).exp() * self.target_sum))
+        return (x * ((-library).exp() * self.target_sum)).log1p_()
 
     def on_load(self, model, **kwargs) -> None:
         """Take from a loaded model which of its batches it learned and which were added later."""
@@ -344,17 +344,18 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             ``None`` takes the mean, and one draw in training.
         """
         normalized = self.normalize(x, library)
-        encoded_nio, q_nio = self.encoder.encode_nio(
-            self._add_noise(normalized, self.nio_noise_factor * noise_level),
-            *self._encoded(cont_covs, cat_covs),
-        )
+        noisy = normalized
+        if self.training:
+            noisy = add_noise(normalized, self.nio_noise_factor * noise_level)
+        encoded_nio, q_nio = self.encoder.encode_nio(noisy, *self._encoded(cont_covs, cat_covs))
         z_nio = encoded_nio
         if self.nio_flow == "quantized":
             z_nio = self.codebook(encoded_nio, batch_index.squeeze(-1))
         z_nio = self._draw(z_nio, q_nio, n_samples)
         comparable = self.gene_shifts(normalized, batch_index.squeeze(-1))
-        noisy = self._add_noise(comparable, noise_level)
-        z_bio, q_bio = self._encode_bio(noisy, batch_index, cont_covs, cat_covs, n_samples)
+        z_bio, q_bio = self._encode_bio(
+            comparable, noise_level, batch_index, cont_covs, cat_covs, n_samples
+        )
         return {
             **self._inferred(z_bio, z_nio, q_bio, q_nio, library, n_samples),
             "normalized": normalized,
@@ -363,21 +364,20 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             "noise_level": noise_level,
         }
 
-    def _add_noise(self, normalized: Tensor, noise_level: float) -> Tensor:
-        return add_noise(normalized, noise_level) if self.training else normalized
-
     def _encoded(self, cont_covs: Tensor | None, cat_covs: Tensor | None):
         return (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
 
     def _encode_bio(
         self,
-        noisy: Tensor,
+        seen: Tensor,
+        noise_level: float,
         batch_index: Tensor,
         cont_covs: Tensor | None,
         cat_covs: Tensor | None,
         n_samples: int | None = None,
     ):
-        seen = hide_genes(noisy, self.input_dropout) if self.training else noisy
+        if self.training:
+            seen = add_noise(seen, noise_level, hidden=self.input_dropout)
         z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))
         if self.alignment is not None and not self.training:
             z_bio = self.alignment(z_bio, batch_index.squeeze(-1))
@@ -461,8 +461,8 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         counts = self.gene_likelihood in COUNT_LIKELIHOODS
 
         def encode_bio(x: Tensor) -> Tensor:
-            noisy = self._add_noise(x, inference_outputs["noise_level"])
-            return self._encode_bio(noisy, batch_index, **covariates)[0]
+            noise_level = inference_outputs["noise_level"]
+            return self._encode_bio(x, noise_level, batch_index, **covariates)[0]
 
         def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
             output, *_ = self._decode(z_bio, z_nio, batch_index, **covariates)

@@ -212,7 +212,7 @@ class Codebook(nn.Module):
         batch: the encoder, which learned without it, cannot tell.
         """
         learned = self.codes.detach()[: self.n_learned]
-        nearest = torch.cdist(z.detach(), learned).argmin(dim=1)
+        nearest = (learned.square().sum(dim=1) - 2 * z.detach() @ learned.T).argmin(dim=1)
         return self.codes[torch.where(batch < self.n_learned, nearest, batch)] + z - z.detach()
 
     def commitment(self, z: Tensor, batch: Tensor) -> Tensor:

@@ -65,6 +65,15 @@ def test_info_nce_gradient_equals_finite_differences():
     assert torch.autograd.gradcheck(lambda s: info_nce(s, positives, negatives), similarity)
 
 
+def test_an_anchor_without_negatives_has_no_gradient():
+    similarity = torch.randn(3, 4, requires_grad=True)
+    negatives = torch.ones(3, 4, dtype=torch.bool)
+    negatives[1] = False
+    info_nce(similarity, torch.ones_like(negatives), negatives).backward()
+    assert similarity.grad.isfinite().all()
+    assert torch.equal(similarity.grad.any(dim=1), torch.tensor([True, False, True]))
+
+
 def test_mutual_nearest_neighbours_equal_scikit_learn():
     x, batch = torch.rand(60, 10), torch.arange(60) % 3
     found = mutual_nearest_neighbours(x, batch, 4).numpy()

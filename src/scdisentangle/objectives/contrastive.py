@@ -56,7 +56,7 @@ def info_nce(
     arXiv:1807.03748; Khosla et al. (2020), Supervised contrastive learning, NeurIPS.
     """
     to_negatives = similarity if to_negatives is None else to_negatives
-    against = to_negatives.masked_fill(~negatives, _EXCLUDED).logsumexp(1, keepdim=True)
+    against = to_negatives.masked_fill(~negatives, -torch.inf).logsumexp(1, keepdim=True)
     losses = functional.softplus(against - similarity)
     counts = positives.sum(1, keepdim=True)
     per_anchor = (losses * positives / counts.clamp_min(1)).sum(1)
