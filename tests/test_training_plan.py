@@ -124,7 +124,10 @@ def test_estimators_are_trained_by_their_own_optimizer():
 
     assert ids(own) == estimators
     assert not ids(main) & estimators
-    assert ids(main) | estimators == {id(p) for p in model.module.parameters()}
+    assert ids(main) | estimators == {id(p) for p in model.module.parameters() if p.requires_grad}
+    still = {n for n, p in model.module.named_parameters() if not p.requires_grad}
+    assert still == {"gene_shifts.shifts"}  # which only a query learns
+    assert main.param_groups[0]["weight_decay"] == 1e-6  # scvi-tools' default
     after = model.module.disentanglement.estimator_parameters()
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
     assert "estimator_loss_train" in model.history

@@ -291,7 +291,7 @@ class DisentangleModel(
             if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
                 kwargs.setdefault("check_val_every_n_epoch", 1)
         plan_kwargs = dict(plan_kwargs or {})
-        if not all(parameter.requires_grad for parameter in self.module.parameters()):
+        if self.module.is_partly_frozen:
             plan_kwargs.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
         if checkpoint is not None:
             run = f"{max_epochs} epochs, {dict(self.summary_stats)}, {self.init_params_}, "

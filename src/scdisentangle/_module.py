@@ -265,6 +265,12 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             self.alignment.first_new = getattr(model, "n_reference_batches_", 0)
 
     @property
+    def is_partly_frozen(self) -> bool:
+        """Whether some of what every model trains is not to be trained, as in query mapping."""
+        common = (p for name, p in self.named_parameters() if not name.startswith("gene_shifts."))
+        return not all(parameter.requires_grad for parameter in common)
+
+    @property
     def nio_of_batch(self) -> Tensor:
         """What stands for ``z_nio`` of any cell of each batch, ``(n_batch, n_latent_nio)``.
 
