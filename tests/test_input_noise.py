@@ -91,9 +91,7 @@ def test_values_that_are_not_hidden_have_the_noise():
     assert stats.binomtest(int(shown.sum()), x.numel(), 0.7).pvalue > 1e-3
     noise_of_shown = (drawn[shown].double() - 5).numpy()
     assert stats.kstest(noise_of_shown, stats.norm(0, 0.2).cdf).pvalue > 1e-3
-    before = shown.roll(1, dims=1)  # whether its neighbour is shown says nothing of a value's noise
-        1, dims=1
-    )  # whether its neighbour is shown tells nothing of a value's noise
+    before = shown.roll(1, dims=1)  # that a neighbour is shown tells nothing of a value's noise
     assert stats.ttest_ind((drawn - 5)[shown & before], (drawn - 5)[shown & ~before]).pvalue > 1e-3
 
 
