@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from scipy.special import expit, psi, softmax
+from scipy.special import expit, softmax
 from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 
 from scdisentangle._likelihoods import expression_distribution, reconstruction_loss
-from scdisentangle._sparse_losses import digamma, negative_binomial_loss
+from scdisentangle._sparse_losses import negative_binomial_loss
 
 rng = np.random.default_rng(0)
 OUTPUT = rng.normal(size=(5, 4))
@@ -97,60 +97,3 @@ def test_the_gradient_of_a_silent_minibatch_is_that_of_zeros():
     theta = torch.full((3,), 2.0, dtype=torch.float64)
     negative_binomial_loss(mu, theta, torch.zeros(2, 3).double()).sum().backward()
     torch.testing.assert_close(mu.grad, torch.full((2, 3), 2 / 2.5, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("known", [False, True])
-def test_the_loss_of_logits_has_the_gradients_of_the_dense_form(known):
-    counts, library = torch.tensor(COUNTS, dtype=torch.float64), torch.tensor(np.log(LIBRARY))
-    above_zero = torch.tensor(np.flatnonzero(COUNTS)) if known else None
-    own, dense = (
-        [torch.tensor(value, requires_grad=True) for value in (OUTPUT, LOG_DISPERSION)]
-        for _ in range(2)
-    )
-    px = expression_distribution("nb", own[0], library, own[1])
-    reconstruction_loss("nb", px, counts, above_zero).pow(2).sum().backward()
-    dense_px = NegativeBinomial(
-        mu=library.exp() * dense[0].softmax(-1), theta=dense[1].exp().expand(COUNTS.shape)
-    )
-    (-dense_px.log_prob(counts).sum(-1)).pow(2).sum().backward()
-    for one, other in zip(own, dense, strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
-
-
-def test_the_closed_form_gradient_of_logits_is_that_of_finite_differences():
-    counts, library = torch.tensor(COUNTS, dtype=torch.float64), torch.tensor(np.log(LIBRARY))
-
-    def loss(output, log_dispersion):
-        px = expression_distribution("nb", output, library, log_dispersion)
-        return reconstruction_loss("nb", px, counts)
-
-    leaves = (torch.tensor(value, requires_grad=True) for value in (OUTPUT, LOG_DISPERSION))
-    assert torch.autograd.gradcheck(loss, tuple(leaves))
-
-
-def test_a_count_where_the_mean_is_next_to_nothing_still_has_a_gradient():
-    output = torch.tensor([[0.0, -1000.0]], requires_grad=True)
-    px = expression_distribution("nb", output, torch.zeros(1, 1), torch.zeros(2))
-    loss = reconstruction_loss("nb", px, torch.tensor([[0.0, 3.0]]))
-    loss.sum().backward()
-    assert loss.isfinite().all()
-    torch.testing.assert_close(output.grad, torch.tensor([[3.0, -3.0]]))
-
-
-def test_parameters_of_decoded_counts_are_those_of_scvi_tools():
-    arguments = map(torch.tensor, (OUTPUT, np.log(LIBRARY), LOG_DISPERSION))
-    px = expression_distribution("nb", *arguments)
-    assert isinstance(px, NegativeBinomial)
-    for found, expected in ((px.mu, RATE), (px.mean, RATE), (px.variance, NB.var())):
-        np.testing.assert_allclose(found, expected)
-    np.testing.assert_allclose(px.theta, np.broadcast_to(THETA, RATE.shape))
-    np.testing.assert_allclose(px.log_prob(torch.tensor(COUNTS)), NB.logpmf(COUNTS), rtol=1e-5)
-    with pytest.raises(AttributeError, match="no attribute 'nu'"):
-        _ = px.nu
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_digamma_is_that_of_scipy(dtype):
-    x = torch.logspace(-6, 6, 10_001, dtype=dtype)
-    tolerance = 1e-8 if dtype == torch.float64 else 1e-6
-    np.testing.assert_allclose(digamma(x), psi(x.double().numpy()), rtol=tolerance, atol=tolerance)

@@ -6,16 +6,11 @@ from typing import Literal
 
 import torch
 from scvi import distributions
-from scvi.distributions import Normal, ZeroInflatedNegativeBinomial
+from scvi.distributions import NegativeBinomial, Normal, ZeroInflatedNegativeBinomial
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ._sparse_losses import (
-    decoded_negative_binomial_loss,
-    negative_binomial_loss,
-    poisson_loss,
-    zero_inflated_loss,
-)
+from ._sparse_losses import negative_binomial_loss, poisson_loss, zero_inflated_loss
 from .objectives import squared_error
 
 GeneLikelihood = Literal["mse", "nb", "zinb", "poisson", "normal"]
@@ -29,28 +24,6 @@ class Poisson(distributions.Poisson):
     def get_normalized(self, key: str) -> Tensor:
         """Mean counts (``"mu"``) or proportions (``"scale"``), ``(n_cells, n_genes)``."""
         return {"mu": self.rate, "scale": self.scale}[key]
-
-
-class DecodedNegativeBinomial(distributions.NegativeBinomial):
-    """That of scvi-tools, whose parameters are computed when somebody asks: the loss does not.
-
-    Parameters
-    ----------
-    output, library, log_dispersion
-        As for :func:`expression_distribution`.
-    """
-
-    def __init__(self, output: Tensor, library: Tensor, log_dispersion: Tensor):
-        self.decoded = output, library, log_dispersion
-        self._validate_args = False
-
-    def __getattr__(self, name: str):
-        if "decoded" not in vars(self) or "mu" in vars(self) or name.startswith("__"):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        output, library, log_dispersion = self.decoded
-        scale = output.softmax(dim=-1)
-        super().__init__(mu=library.exp() * scale, theta=log_dispersion.exp(), scale=scale)
-        return getattr(self, name)
 
 
 def expression_distribution(
@@ -83,13 +56,13 @@ def expression_distribution(
     if gene_likelihood in ("mse", "normal"):
         scale = torch.ones_like(output) if gene_likelihood == "mse" else log_dispersion.exp()
         return Normal(output, scale, normal_mu=output)
-    if gene_likelihood == "nb":
-        return DecodedNegativeBinomial(output, library, log_dispersion)
     scale = output.softmax(dim=-1)
     rate = library.exp() * scale
     if gene_likelihood == "poisson":
         return Poisson(rate=rate, scale=scale)
     theta = log_dispersion.exp()
+    if gene_likelihood == "nb":
+        return NegativeBinomial(mu=rate, theta=theta, scale=scale)
     return ZeroInflatedNegativeBinomial(mu=rate, theta=theta, zi_logits=zi_logits, scale=scale)
 
 
@@ -116,8 +89,6 @@ def reconstruction_loss(
         return squared_error(px.mean, target)
     if target.is_cuda:  # finding the counts above 0 would mean waiting for the device
         return -px.log_prob(target).sum(dim=-1)
-    if isinstance(px, DecodedNegativeBinomial) and px.decoded[-1].dim() == 1:
-        return decoded_negative_binomial_loss(*px.decoded, target, above_zero)
     if gene_likelihood == "nb":
         return negative_binomial_loss(px.mu, px.theta, target, above_zero)
     if gene_likelihood == "zinb":
