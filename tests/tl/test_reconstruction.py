@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scvi
 import torch
 
 from scdisentangle import DisentangleModel
@@ -9,10 +10,11 @@ from scdisentangle.tl._reconstruction import reconstruction_shares
 
 @pytest.fixture
 def model():
+    scvi.settings.seed = 0
     adata = simulated(n_cells=150, n_genes=40, n_types=2)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     model = DisentangleModel(adata, n_latent_bio=5, n_latent_nio=3)
-    model.train(5, enable_progress_bar=False)
+    model.train(20, enable_progress_bar=False)
     return model
 
 
