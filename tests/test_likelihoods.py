@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.special import digamma as digamma_of_scipy
 from scipy.special import expit, softmax
 from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 
 from scdisentangle._likelihoods import expression_distribution, reconstruction_loss
-from scdisentangle._sparse_losses import negative_binomial_loss
+from scdisentangle._sparse_losses import digamma, negative_binomial_loss
 
 rng = np.random.default_rng(0)
 OUTPUT = rng.normal(size=(5, 4))
@@ -97,3 +98,10 @@ def test_the_gradient_of_a_silent_minibatch_is_that_of_zeros():
     theta = torch.full((3,), 2.0, dtype=torch.float64)
     negative_binomial_loss(mu, theta, torch.zeros(2, 3).double()).sum().backward()
     torch.testing.assert_close(mu.grad, torch.full((2, 3), 2 / 2.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 3e-9)])
+def test_digamma_is_that_of_scipy(dtype, tolerance):
+    x = torch.logspace(-6, 7, 2001, dtype=dtype)
+    expected = digamma_of_scipy(x.double().numpy())
+    np.testing.assert_allclose(digamma(x).double().numpy(), expected, tolerance, tolerance)

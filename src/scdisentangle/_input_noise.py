@@ -1,65 +1,73 @@
-"""What the encoders' input goes through in training: noise, and genes that are hidden."""
+"""What the encoders' input goes through in training: noise, and genes that are hidden.
+
+On a CPU random numbers are dear, a tenth of a step. There, they are drawn once, and each cell takes
+a stretch of them from a random place.
+"""
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-LEVELS = 2**16
-"""Values of a random 16-bit integer, of which a share is below the dropout's threshold."""
+POOL = 2**20
+"""Numbers that are drawn once."""
 
 
 def add_noise(x: Tensor, level: float, hidden: float = 0.0) -> Tensor:
     """Add Gaussian noise of a standard deviation, then hide genes; at levels 0, ``x`` itself.
 
-    On a CPU, each value draws one of :data:`LEVELS` quantiles of the normal distribution, which
-    reach 4.3 standard deviations: its distribution function is right to :math:`2^{-17}`, in half
-    the time of normal numbers. Hidden genes take their share of the quantiles, so that the others
-    have so many less, and one draw tells both.
+    Parameters
+    ----------
+    x
+        Values, ``(n_cells, n_genes)``.
+    level
+        Standard deviation.
+    hidden
+        As for :func:`hide_genes`.
     """
-    if level == 0:
-        return hide_genes(x, hidden)
-    if x.device.type != "cpu":
-        return hide_genes(x.new_empty(x.shape).normal_(0.0, level).add_(x), hidden)
-    lots, n_hidden = _lots(x), round(hidden * LEVELS)
-    noise = _noise(level, n_hidden, x.dtype).index_select(0, lots.view(torch.uint16).int())
-    return _hide(noise.view(x.shape).add_(x), lots, n_hidden)
+    if level > 0:
+        if _takes_from_pool(x):
+            noise = _stretches(_normal_quantiles(x.dtype), x)
+        else:
+            noise = torch.randn_like(x)
+        x = torch.add(x, noise, alpha=level)
+    return hide_genes(x, hidden)
 
 
 def hide_genes(x: Tensor, rate: float) -> Tensor:
-    """Set values to 0, each with a probability; at rate 0, ``x`` itself.
-
-    The probability is that of the nearest multiple of :math:`2^{-16}`.
-    """
-    return x if rate == 0 else _hide(x, _lots(x), round(rate * LEVELS))
-
-
-def _hide(x: Tensor, lots: Tensor, n_hidden: int) -> Tensor:
-    """Set the values of the lowest lots to 0."""
-    if n_hidden == 0:
+    """Set values to 0, each with a probability; at rate 0, ``x`` itself."""
+    if rate == 0:
         return x
-    kept = torch.ge(lots.view(x.shape), n_hidden - LEVELS // 2, out=x.new_empty(x.shape))
-    return kept.mul_(x)
+    if _takes_from_pool(x):
+        return x * _stretches(_kept(rate, x.dtype), x)
+    return x * torch.empty_like(x).bernoulli_(1 - rate)
 
 
-def _lots(x: Tensor) -> Tensor:
-    """A random 16-bit integer for each value: four come of one of 64 bits, which are dear."""
-    drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    return drawn.random_(-(2**63), None).view(torch.int16)[: x.numel()]
+def _takes_from_pool(x: Tensor) -> bool:
+    return x.device.type == "cpu" and 2 * x.shape[1] <= POOL
 
 
-@lru_cache(8)
-def _noise(level: float, n_hidden: int, dtype: torch.dtype) -> Tensor:
-    """What each lot, read without a sign, adds to a value."""
-    of_signed = torch.cat([torch.zeros(n_hidden), level * _normal_quantiles(LEVELS - n_hidden)])
-    return of_signed.roll(LEVELS // 2).to(dtype)
+def _stretches(pool: Tensor, x: Tensor) -> Tensor:
+    """For each cell, as many numbers as it has genes, which stand in a row from a random place."""
+    stretches = pool.unfold(0, x.shape[1], 1)
+    return stretches.index_select(0, torch.randint(len(stretches), (len(x),)))
 
 
-@cache
-def _normal_quantiles(n: int) -> Tensor:
-    """Quantiles in the middle of equal shares, scaled to variance 1."""
-    middles = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+@lru_cache(2)
+def _normal_quantiles(dtype: torch.dtype) -> Tensor:
+    """Those in the middle of equal shares, scaled to variance 1, in random order."""
+    middles = (_shuffled(1).double() + 0.5) / POOL
     quantiles = torch.special.ndtri(middles)
-    return (quantiles / quantiles.square().mean().sqrt()).float()
+    return (quantiles / quantiles.square().mean().sqrt()).to(dtype)
+
+
+@lru_cache(4)
+def _kept(rate: float, dtype: torch.dtype) -> Tensor:
+    """A share of zeros among ones, in random order."""
+    return (_shuffled(2) >= round(rate * POOL)).to(dtype)
+
+
+def _shuffled(seed: int) -> Tensor:
+    return torch.randperm(POOL, generator=torch.Generator().manual_seed(seed))

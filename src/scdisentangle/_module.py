@@ -466,9 +466,12 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
                 labels = torch.where(labels == self.unlabeled_code, -1, labels)
         counts = self.gene_likelihood in COUNT_LIKELIHOODS
 
-        def encode_bio(x: Tensor) -> Tensor:
+        def covariates_of(cells: Tensor) -> dict[str, Tensor | None]:
+            return {k: None if v is None else v[cells] for k, v in covariates.items()}
+
+        def encode_bio(x: Tensor, cells: Tensor) -> Tensor:
             noise_level = inference_outputs["noise_level"]
-            return self._encode_bio(x, noise_level, batch_index, **covariates)[0]
+            return self._encode_bio(x, noise_level, batch_index[cells], **covariates_of(cells))[0]
 
         def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
             output, *_ = self._decode(z_bio, z_nio, batch_index, **covariates)
@@ -476,8 +479,9 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
 
         def as_partner(cells: Tensor, partners: Tensor) -> Tensor:
             seen = self._read(z_nio[partners])
-            own = {k: None if v is None else v[cells] for k, v in covariates.items()}
-            output, *_ = self._decode(z_bio[cells], seen, batch_index[partners], **own)
+            output, *_ = self._decode(
+                z_bio[cells], seen, batch_index[partners], **covariates_of(cells)
+            )
             shown = output
             if counts:
                 shown = output.softmax(dim=-1)

@@ -71,15 +71,15 @@ class _NegativeBinomial(torch.autograd.Function):
         theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y = ctx.saved_tensors
         by_cell, g_y = g.unsqueeze(-1), g[cell]
         share = y / (theta_y + mu_y)
-        of_y = g_y * (share - torch.digamma(y + theta_y))
+        of_y = g_y * (share - digamma(y + theta_y))
         d_mu = (ratio + 1).reciprocal_()
         if theta.dim() == 1:
             with torch.autocast(g.device.type, enabled=False):
                 d_theta = g @ log_ratio + g @ d_mu - g.sum()
-            d_theta.index_add_(0, gene, of_y + g_y * torch.digamma(theta)[gene])
+            d_theta.index_add_(0, gene, of_y + g_y * digamma(theta)[gene])
         else:
             d_theta = (log_ratio + d_mu).sub_(1).mul_(by_cell)
-            d_theta.view(-1).index_add_(0, at, of_y + g_y * torch.digamma(theta_y))
+            d_theta.view(-1).index_add_(0, at, of_y + g_y * digamma(theta_y))
         d_mu.mul_(by_cell).view(-1).index_add_(0, at, g_y * (share - y / mu_y))
         return d_mu, d_theta, None, None
 
@@ -143,6 +143,30 @@ def poisson_loss(rate: Tensor, counts: Tensor, above_zero: Tensor | None = None)
     cell, _ = _cell_and_gene(at, counts)
     y, rate_y = _at(counts, at), _at(rate, at) + torch.finfo(rate.dtype).tiny
     return rate.sum(dim=-1).index_add(0, cell, y * rate_y.log() - torch.lgamma(y + 1), alpha=-1)
+
+
+def digamma(x: Tensor) -> Tensor:
+    r"""That of positive numbers; PyTorch's takes three times as long on a CPU.
+
+    .. math::
+
+        \psi(x) = \psi(x + 6) - \sum_{k=0}^5 \frac{1}{x + k}, \quad
+        \psi(x) \approx \log x - \frac{1}{2 x} - \frac{1}{12 x^2} + \frac{1}{120 x^4}
+            - \frac{1}{252 x^6}
+
+    with an error below :math:`3 \cdot 10^{-9}` for :math:`x \geq 6`. The sum is taken by pairs,
+    the first with the last.
+
+    References
+    ----------
+    Abramowitz and Stegun (1964), Handbook of mathematical functions, 6.3.6 and 6.3.18.
+    """
+    pair = x * (x + 5)
+    pairs = (2 * x + 5) * (pair.reciprocal() + (pair + 4).reciprocal() + (pair + 6).reciprocal())
+    inverse = (x + 6).reciprocal()
+    square = inverse * inverse
+    series = inverse / 2 + square * (1 / 12 - square * (1 / 120 - square / 252))
+    return -inverse.log() - series - pairs
 
 
 def _cell_and_gene(at: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

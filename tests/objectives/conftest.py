@@ -30,7 +30,7 @@ def make_codes() -> Callable[..., Codes]:
             "n_batch": n_batch,
             "labels": None,
             "x": torch.rand(n, 20),
-            "encode_bio": encoder,
+            "encode_bio": lambda x, cells: encoder(x),
             "decode": lambda z_bio, z_nio: decoder(torch.cat([z_bio, z_nio], 1)),
             "as_partner": lambda cells, partners: torch.rand(len(cells), 20),
         }
@@ -92,7 +92,7 @@ class Mixture:
                 n_batch=2,
                 labels=None,
                 x=target,
-                encode_bio=lambda x: x,
+                encode_bio=lambda x, cells: x,
                 decode=lambda z_bio, z_nio: decoder(torch.cat([z_bio, z_nio], 1)),
                 as_partner=lambda cells, partners, shown=target: shown[cells],
             )

@@ -105,7 +105,12 @@ def test_the_batch_is_no_shortcut(make_codes, positives):
 
     def loss(z_bio):
         codes = make_codes(
-            n=90, batch=batch, labels=types, x=x, z_bio=z_bio, encode_bio=lambda _: z_bio
+            n=90,
+            batch=batch,
+            labels=types,
+            x=x,
+            z_bio=z_bio,
+            encode_bio=lambda _, cells: z_bio[cells],
         )
         return objective(codes)["contrastive"].item()
 
@@ -121,7 +126,9 @@ def test_brings_types_together_across_batches(make_codes):
     batch, types = torch.arange(120) % 2, torch.arange(120) // 2 % 4
     z = torch.randn(120, 5) + 0.5 * functional.one_hot(types, 5) + 3.0 * batch[:, None]
     z = z.requires_grad_()
-    codes = make_codes(n=120, batch=batch, labels=types, z_bio=z, encode_bio=lambda _: z)
+    codes = make_codes(
+        n=120, batch=batch, labels=types, z_bio=z, encode_bio=lambda _, cells: z[cells]
+    )
 
     def transfer():
         found = z.detach().numpy()
@@ -165,34 +172,38 @@ def test_cells_are_told_by_label_from_those_of_another_label_only(make_codes):
         batch=torch.zeros(5, dtype=torch.long),
         labels=torch.tensor([0, 0, 1, -1, 2]),
         z_bio=z_bio,
-        encode_bio=lambda _: views,
+        encode_bio=lambda _, cells: views[cells],
     )
-    spec = {"contrastive": {"positives": "labels"}}
+    spec = {"contrastive": {"positives": "labels", "viewed": 1.0}}
     value = build_objectives(spec, **SIZES | {"n_batch": 1})(codes)["contrastive"]
     like = np.exp(functional.normalize(views).T.numpy() / 0.2)
     losses = [-np.log(like[i, p] / (like[i, p] + 2.0)) for i, p in ((0, 1), (1, 0))]
     assert value.item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize("viewed", [0.5, 1.0])
 @pytest.mark.parametrize("counterfactual", [0.0, 1.0])
-def test_a_view_of_a_cell_is_told_from_the_cells_of_its_batch(make_codes, counterfactual):
+def test_a_view_of_a_cell_is_told_from_the_cells_of_its_batch(make_codes, counterfactual, viewed):
     """Against PyTorch's cross-entropy over the cell's view and the other cells of its batch."""
     batch = torch.arange(40) % 3
     own, shown = torch.rand(40, 20), torch.rand(40, 20)
-    partners = []
+    partners, anchors_of_views = [], []
     codes = make_codes(
         x=own,
         batch=batch,
-        encode_bio=lambda x: x[:, :5],
+        encode_bio=lambda x, cells: anchors_of_views.append(cells) or x[:, :5],
         as_partner=lambda cells, p: partners.append((cells, p)) or shown[cells],
     )
-    spec = {"contrastive": {"positives": "views", "counterfactual": counterfactual}}
+    options = {"positives": "views", "counterfactual": counterfactual, "viewed": viewed}
+    spec = {"contrastive": options}
     value = build_objectives(spec, **SIZES)(codes)["contrastive"]
     anchors = functional.normalize(codes.z_bio, dim=1)
     views = (shown if counterfactual else own)[:, :5]
     logits = (anchors @ anchors.T / 0.2).masked_fill(batch[:, None] != batch, -torch.inf)
     logits = logits.diagonal_scatter(functional.cosine_similarity(anchors, views) / 0.2)
-    torch.testing.assert_close(value, functional.cross_entropy(logits, torch.arange(40)))
+    cells = anchors_of_views[0]
+    assert len(set(cells.tolist())) == 40 * viewed
+    torch.testing.assert_close(value, functional.cross_entropy(logits[cells], cells))
     assert len(partners) == counterfactual
     assert all((batch[p] != batch[cells]).all() for cells, p in partners)
 
@@ -203,12 +214,15 @@ def test_the_share_of_counterfactuals_is_the_one_asked_for(make_codes):
         n=n,
         x=torch.zeros(n, 20),
         batch=torch.arange(n) % 3,
-        encode_bio=lambda x: seen.append(x) or torch.randn(n, 5),
+        encode_bio=lambda x, cells: seen.append((x, cells)) or torch.randn(len(x), 5),
         as_partner=lambda cells, _: torch.ones(len(cells), 20),
     )
-    build_objectives({"contrastive": {"counterfactual": 0.3}}, **SIZES)(codes)
-    shares = seen[0].unique(dim=1)
-    assert shares.shape == (n, 1)  # a cell is shown as a whole
+    spec = {"contrastive": {"viewed": 0.7, "counterfactual": 0.3}}
+    build_objectives(spec, **SIZES)(codes)
+    x, cells = seen[0]
+    assert len(set(cells.tolist())) == pytest.approx(0.7 * n, abs=1)
+    shares = x.unique(dim=1)
+    assert shares.shape == (len(cells), 1)  # a cell is shown as a whole
     assert shares.mean() == pytest.approx(0.3, abs=0.04)
 
 
@@ -230,7 +244,7 @@ def test_a_counterfactual_drains_the_batch_that_views_leave(make_codes):
                 batch=batch,
                 labels=None,
                 z_bio=encoder(x),
-                encode_bio=lambda x: encoder(x + 0.1 * torch.randn_like(x)),
+                encode_bio=lambda x, _: encoder(x + 0.1 * torch.randn_like(x)),
                 as_partner=lambda c, p: torch.cat([biology[c], shifts[batch[p]]], dim=1),
             )
             optimizer.zero_grad()
@@ -250,12 +264,14 @@ def test_one_batch_has_no_counterfactual(make_codes):
 
 def test_partners_are_random_cells_of_other_batches():
     batch = torch.tensor([0, 0, 1, 2])
-    draws = torch.stack([random_partners(batch) for _ in range(500)])
+    draws = torch.stack([random_partners(batch, torch.arange(4)) for _ in range(500)])
     assert (batch[draws] != batch).all()
     assert set(draws[:, 0].tolist()) == {2, 3}
     assert set(draws[:, 3].tolist()) == {0, 1, 2}
+    some = torch.tensor([3, 1])
+    assert (batch[random_partners(batch, some)] != batch[some]).all()
     alone = torch.zeros(3, dtype=torch.long)
-    assert random_partners(alone).tolist() == [0, 1, 2]
+    assert random_partners(alone, torch.tensor([2, 0])).tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -270,10 +286,10 @@ def test_auto_is_the_sum_of_views_and_labels(make_codes, labelled, batches, term
         batch=torch.arange(n) % batches,
         labels=torch.arange(n) // 4 if labelled else None,
     )
-    view = codes.encode_bio(codes.x).detach()
+    views = torch.randn(n, 5)
     values = {
-        kind: build_objectives({"contrastive": {"positives": kind}}, **SIZES)(
-            dataclasses.replace(codes, encode_bio=lambda _: view)
+        kind: build_objectives({"contrastive": {"positives": kind, "viewed": 1.0}}, **SIZES)(
+            dataclasses.replace(codes, encode_bio=lambda _, cells: views[cells])
         )["contrastive"]
         for kind in ("auto", *terms)
     }

@@ -30,8 +30,8 @@ class Codes:
     x
         Normalised expression without input noise, shape ``(n_cells, n_genes)``.
     encode_bio
-        Maps normalised expression to ``z_bio``, through noise and gene dropout of its own as in
-        training, to encode another view of the same cells.
+        Maps the normalised expression of some cells, and their indices, to ``z_bio``, through noise
+        and gene dropout of its own as in training, to encode another view of them.
     decode
         Maps ``(z_bio, z_nio)`` to the reconstruction on the normalised scale, shape
         ``(n_cells, n_genes)``, each cell in its own batch. It must not detach its arguments.
@@ -46,7 +46,7 @@ class Codes:
     n_batch: int
     labels: Tensor | None
     x: Tensor
-    encode_bio: Callable[[Tensor], Tensor]
+    encode_bio: Callable[[Tensor, Tensor], Tensor]
     decode: Callable[[Tensor, Tensor], Tensor]
     as_partner: Callable[[Tensor, Tensor], Tensor]
 

@@ -149,35 +149,38 @@ def labels_around(labels: Tensor, z_bio: Tensor, batch: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def random_partners(batch: Tensor) -> Tensor:
-    """A random cell of another batch for each cell, or the cell itself where there is no other.
+def random_partners(batch: Tensor, cells: Tensor) -> Tensor:
+    """A random cell of another batch for some cells, or the cell itself where there is no other.
 
     Parameters
     ----------
     batch
         Batch of each cell, shape ``(n_cells,)``.
+    cells
+        Indices of the cells that need a partner, ``(n_partners,)``.
 
     Returns
     -------
-    Index of the partner of each cell, shape ``(n_cells,)``.
+    Index of the partner of each of them, shape ``(n_partners,)``.
     """
-    elsewhere = batch.unsqueeze(1) != batch
+    elsewhere = batch[cells].unsqueeze(1) != batch
     lots = torch.rand(elsewhere.shape, device=batch.device) * elsewhere
-    return torch.where(elsewhere.any(1), lots.argmax(1), torch.arange(len(batch)).to(batch))
+    most, partners = lots.max(1)
+    return torch.where(most > 0, partners, cells)
 
 
 class Contrastive(Objective):
     r"""InfoNCE on z_bio, :func:`info_nce`, with cosine similarity over a temperature.
 
-    Every cell is encoded a second time, through other noise and gene dropout; for a share of them,
-    drawn anew in each step, this second view is a counterfactual: the cell as the decoder shows it
-    in the batch of a random other cell. The positive of an anchor is its own view; or the views of
-    its mutual nearest neighbours in other batches; or those of cells with its label, of other
-    batches where there are any. Negatives are other cells of the anchor's own batch, and with
-    labels those of another label. They share the batch with the anchor, so that the batch is no
-    help to tell them from the positive; and where that is a counterfactual, whatever z_bio says of
-    the batch sets it back, and drains. No unlike cells are compared: a type that one batch alone
-    has meets nobody.
+    A share of the cells, drawn anew in each step, is encoded a second time, through other noise and
+    gene dropout; for a share of these, this second view is a counterfactual: the cell as the
+    decoder shows it in the batch of a random other cell. The positive of an anchor is its own view;
+    or the views of its mutual nearest neighbours in other batches; or those of cells with its
+    label, of other batches where there are any. Negatives are other cells of the anchor's own
+    batch, and with labels those of another label. They share the batch with the anchor, so that the
+    batch is no help to tell them from the positive; and where that is a counterfactual, whatever
+    z_bio says of the batch sets it back, and drains. No unlike cells are compared: a type that one
+    batch alone has meets nobody.
 
     With labels, an unlabelled cell takes the one of the labelled cells around it in the minibatch
     where these agree, :func:`labels_around`.
@@ -189,6 +192,8 @@ class Contrastive(Objective):
     positives
         ``"labels"``; ``"mnn"``; ``"views"``, an anchor's own view; or ``"auto"``, the sum of the
         terms with views and, where labels are registered, with labels.
+    viewed
+        Share of the cells that are encoded a second time, in (0, 1]. All are negatives of others.
     counterfactual
         Share of the views that show the cell in another batch, in [0, 1].
     temperature
@@ -203,6 +208,7 @@ class Contrastive(Objective):
         self,
         *,
         positives: str = "auto",
+        viewed: float = 0.5,
         counterfactual: float = 0.5,
         temperature: float = 0.2,
         n_neighbors: int = 3,
@@ -212,8 +218,10 @@ class Contrastive(Objective):
         check_choice("positives", positives, ("auto", "labels", "mnn", "views"))
         check_positive(temperature=temperature)
         check_count(n_neighbors=n_neighbors)
-        check_share(counterfactual=counterfactual)
+        check_share(viewed=viewed, counterfactual=counterfactual)
+        check_positive(viewed=viewed)
         self.positives = positives
+        self.viewed = viewed
         self.counterfactual = counterfactual if self.n_batch > 1 else 0.0
         self.temperature = temperature
         self.n_neighbors = n_neighbors
@@ -221,21 +229,26 @@ class Contrastive(Objective):
     def forward(self, codes: Codes) -> Tensor:
         """Sum of the terms, each a mean over the anchors that have a positive."""
         anchors = functional.normalize(codes.z_bio, dim=1, eps=1e-6)
-        views = functional.normalize(codes.encode_bio(self._seen_again(codes)), dim=1, eps=1e-6)
+        cells, seen = self._seen_again(codes)
+        views = functional.normalize(codes.encode_bio(seen, cells), dim=1, eps=1e-6)
         scaled = anchors / self.temperature
         to_views, to_anchors = scaled @ views.T, scaled @ anchors.T
-        return sum(info_nce(to_views, *pairs, to_anchors) for pairs in self._pairs(codes))
+        return sum(
+            info_nce(to_views, positives[:, cells], negatives, to_anchors)
+            for positives, negatives in self._pairs(codes)
+        )
 
     @torch.no_grad()
-    def _seen_again(self, codes: Codes) -> Tensor:
-        """Expression of each cell, or for a share of them that in another batch, a constant."""
-        if self.counterfactual == 0:
-            return codes.x
+    def _seen_again(self, codes: Codes) -> tuple[Tensor, Tensor]:
+        """Some cells, and their expression, or for a share of them that in another batch."""
         n = len(codes.x)
-        n_shown = int(self.counterfactual * n + torch.rand(()).item())
-        cells = torch.randperm(n, device=codes.x.device)[:n_shown]
-        shown = codes.as_partner(cells, random_partners(codes.batch)[cells])
-        return codes.x.index_copy(0, cells, shown.to(codes.x.dtype))
+        cells = torch.randperm(n, device=codes.x.device)[: _rounded(self.viewed * n)]
+        seen = codes.x[cells]
+        shown = cells[: _rounded(self.counterfactual * len(cells))]
+        if len(shown) > 0:
+            partners = random_partners(codes.batch, shown)
+            seen[: len(shown)] = codes.as_partner(shown, partners).to(seen.dtype)
+        return cells, seen
 
     def _pairs(self, codes: Codes) -> Iterator[tuple[Tensor, Tensor]]:
         """Masks of positives among views and negatives among anchors, anchors in rows, by term."""
@@ -257,3 +270,8 @@ class Contrastive(Objective):
 
     def _uses(self, kind: str) -> bool:
         return self.positives in ("auto", kind)
+
+
+def _rounded(n: float) -> int:
+    """The whole number above or below, at random so that the mean is ``n``."""
+    return int(n + torch.rand(()).item())
