@@ -86,7 +86,7 @@ def mapped(
 ) -> dict[str, float]:
     """Accuracy of the labels that a left-out batch takes from the reference."""
     import scvi
-    from sklearn.metrics import accuracy_score, balanced_accuracy_score
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
     from sklearn.neighbors import KNeighborsClassifier
 
     name, left_out = job["set"].split(" without ")
@@ -108,6 +108,7 @@ def mapped(
     return {
         "accuracy": accuracy_score(truth, predicted),
         "balanced accuracy": balanced_accuracy_score(truth, predicted),
+        "macro F1": f1_score(truth, predicted, average="macro"),
     }
 
 
@@ -128,6 +129,7 @@ COLUMNS = (
     "AUROC of markers, change",
     "accuracy",
     "balanced accuracy",
+    "macro F1",
 )
 
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from scipy import stats
 
-from scdisentangle import DisentangleModel, InputError, data, tl
+from scdisentangle import DisentangleModel, InputError, _latents, data, tl
 from scdisentangle._alignment import (
     Alignment,
     common_shifts,
@@ -209,6 +210,25 @@ def test_a_second_training_starts_from_codes_that_are_not_aligned():
     once = model.get_latent_representation()
     model.align()
     np.testing.assert_allclose(model.get_latent_representation(), once, atol=1e-6)
+
+
+def test_shifts_are_found_from_so_many_random_cells(monkeypatch):
+    model, adata = trained()
+    model.module.alignment.reset()
+    raw = model.get_latent_representation()
+    seen = []
+    monkeypatch.setattr(_latents, "CELLS_TO_ALIGN", 240)
+    monkeypatch.setattr(Alignment, "fit", lambda self, *cells: seen.append(cells))
+    model.align()
+    (z, batch), codes = seen[0], adata.obs["batch"].cat.codes.to_numpy()
+    cells = np.abs(z.numpy()[:, None] - raw).max(axis=2).argmin(axis=1)
+    np.testing.assert_allclose(z, raw[cells], atol=1e-5)
+    np.testing.assert_array_equal(batch, codes[cells])
+    assert len(set(cells)) == 240
+    drawn, of_all = np.bincount(batch), np.bincount(codes)
+    expected = stats.multivariate_hypergeom(of_all, 240)
+    deviations = (drawn - expected.mean()) / np.diag(expected.cov()) ** 0.5
+    assert np.abs(deviations).max() < 4
 
 
 def test_minified_codes_are_not_aligned_again():
