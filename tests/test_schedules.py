@@ -63,5 +63,13 @@ def test_learning_rate_falls_to_nothing_or_stays(progress, schedule, factor):
     assert _schedules.learning_rate_factor(progress, schedule) == pytest.approx(factor)
 
 
+@pytest.mark.parametrize(
+    ("progress", "warmup", "factor"),
+    [(0.01, 0.05, 0.2), (0.05, 0.05, 1), (0.5, 0.05, 1), (0.01, 0.0, 1), (1.0, 1.0, 1)],
+)
+def test_learning_rate_rises_in_its_warm_up(progress, warmup, factor):
+    assert _schedules.warmup_factor(progress, warmup) == pytest.approx(factor)
+
+
 def test_without_warm_up_the_disentanglement_term_is_whole_from_the_start():
     assert _schedules.disentanglement_weight(0.0) == 1.0

@@ -4,17 +4,21 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from scdisentangle import DisentangleModel, DisentangleTrainingPlan, data
 from scdisentangle.objectives import OBJECTIVES
 
+TRAINING = ("batch_size", "train_size", "callbacks")
+
 
 def trained(max_epochs=8, plan_kwargs=None, **kwargs):
+    training = {name: kwargs.pop(name) for name in TRAINING if name in kwargs}
     adata = data.simulated(n_cells=150, n_genes=60, seed=0)
     DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="celltype")
+    scvi.settings.seed = 0
     model = DisentangleModel(adata, n_hidden=16, **kwargs)
-    model.train(max_epochs, plan_kwargs=plan_kwargs, enable_progress_bar=False)
+    model.train(max_epochs, plan_kwargs=plan_kwargs, enable_progress_bar=False, **training)
     return model
 
 
@@ -37,6 +41,35 @@ def test_history_holds_the_schedules_as_their_formulas_say():
     np.testing.assert_allclose(
         curve(model, "reconstruction_weight"), np.maximum(1 - progress, 0.5), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "mutual_information"])
+@pytest.mark.parametrize("warmup", [2, 0.25])
+def test_learning_rate_rises_step_by_step_and_then_falls_by_epochs(objective, warmup):
+    rates = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            rates.append([group["lr"] for o in trainer.optimizers for group in o.param_groups])
+
+    trained(
+        plan_kwargs={"lr_warmup": warmup},
+        objective=objective,
+        batch_size=27,
+        train_size=0.9,
+        callbacks=[Watch()],
+    )
+    epoch, step = np.divmod(np.arange(8 * 5), 5)
+    expected = 3e-3 * np.minimum((epoch + (step + 1) / 5) / 2, 1) * (1 + np.cos(np.pi * epoch / 8))
+    for rates_of_optimizer in np.transpose(rates):
+        np.testing.assert_allclose(rates_of_optimizer, expected / 2, rtol=1e-6)
+
+
+def test_one_step_has_the_whole_learning_rate():
+    model = trained(max_epochs=1, train_size=1.0, batch_size=150)
+    before = trained(max_epochs=1, train_size=1.0, batch_size=150, plan_kwargs={"lr_warmup": 0})
+    for name, weights in model.module.state_dict().items():
+        torch.testing.assert_close(weights, before.module.state_dict()[name])
 
 
 def test_history_holds_each_term_raw_and_weighted():

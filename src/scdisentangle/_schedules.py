@@ -86,6 +86,21 @@ def learning_rate_factor(progress: float, schedule: LearningRateSchedule = "cosi
     return 1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2
 
 
+def warmup_factor(progress: float, warmup: float = 0.0) -> float:
+    r"""Factor on the learning rate in its warm-up, :math:`\min(p / \mathrm{warmup}, 1)`.
+
+    Source: Goyal et al. (2017), Accurate, large minibatch SGD: training ImageNet in 1 hour.
+
+    Parameters
+    ----------
+    progress
+        Share of training that is done as a step ends, in (0, 1].
+    warmup
+        Share of training over which the factor rises.
+    """
+    return 1.0 if warmup == 0 else min(progress / warmup, 1.0)
+
+
 def as_share(length: int | float, max_epochs: int) -> float:
     """A length in epochs (an ``int``) or as a share of training (a ``float``), as a share.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from functools import partial
 from typing import get_args
 
@@ -20,8 +21,9 @@ from ._module import DisentangleModule
 class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
     r"""Trains :class:`~scdisentangle.DisentangleModule` on a schedule.
 
-    What is in force at each epoch is in the history as ``noise_level``, ``learning_rate``,
-    ``reconstruction_weight``, ``classification_weight`` and ``disentanglement_weight``.
+    What is in force at each epoch is in the history as ``noise_level``, ``learning_rate`` (what its
+    warm-up leads to), ``reconstruction_weight``, ``classification_weight`` and
+    ``disentanglement_weight``.
 
     Parameters
     ----------
@@ -38,8 +40,12 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         Length of the warm-up without the disentanglement term, and of its linear ramp after that:
         epochs as an ``int``, a share of training as a ``float``.
     lr, lr_schedule
-        Learning rate, and its course: ``"cosine"`` down to 0, or ``"constant"``, as always with
-        ``reduce_lr_on_plateau``.
+        Learning rate, and its course: ``"cosine"`` down to 0, after the warm-up, or ``"constant"``,
+        as always with ``reduce_lr_on_plateau``.
+    lr_warmup
+        Length of the rise of a learning rate that is not constant, step by step from 0: epochs as
+        an ``int``, a share of training as a ``float``. Adam's first steps are as long as any, and
+        without a warm-up they can ruin the encoder: on few cells, some seeds lost the biology.
     eps
         Adam's term against division by zero. scvi-tools' 0.01 damps the small gradients with which
         the contrast of near cells begins, so that it starts late; 0.0001 gained
@@ -68,6 +74,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         dis_ramp: int | float = 0.25,
         lr: float = 3e-3,
         lr_schedule: _schedules.LearningRateSchedule = "cosine",
+        lr_warmup: int | float = 0.05,
         eps: float = 1e-3,
         n_epochs_kl_warmup: int | None = None,
         **kwargs,
@@ -85,7 +92,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         self.lr_schedule = "constant" if self.reduce_lr_on_plateau else lr_schedule
         self.noise = {"start": noise_start, "end": noise_end, "schedule": noise_schedule}
         self.reconstruction_floor = reconstruction_floor
-        self.dis_warmup, self.dis_ramp = dis_warmup, dis_ramp
+        self.dis_warmup, self.dis_ramp, self.lr_warmup = dis_warmup, dis_ramp, lr_warmup
         self.automatic_optimization = not self.module.disentanglement.has_estimators
 
     @property
@@ -149,14 +156,10 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         self._guard.end_epoch()
 
     def on_train_epoch_start(self) -> None:
-        """Set the learning rate, and log what is in force in this epoch."""
+        """Log what is in force in this epoch."""
         weights = self.weights()
         module = self.module
-        if self.lr_schedule != "constant":
-            factor = _schedules.learning_rate_factor(self.progress, self.lr_schedule)
-            for optimizer in self.trainer.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = self.lr * factor
+        self._set_learning_rate()
         self.log_dict(
             {
                 "noise_level": self.noise_level,
@@ -167,6 +170,23 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             },
             on_epoch=True,
         )
+
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        """Set the learning rate of a step in the warm-up."""
+        n_steps = self.trainer.num_training_batches
+        share = (batch_idx + 1) / n_steps if math.isfinite(n_steps) else 1.0
+        progress = min((self.current_epoch + share) / self._max_epochs, 1.0)
+        warmup = _schedules.as_share(self.lr_warmup, self._max_epochs)
+        self._set_learning_rate(_schedules.warmup_factor(progress, warmup))
+
+    def _set_learning_rate(self, factor: float = 1.0) -> None:
+        """Take a share of what the schedule says of this epoch; leave a constant one alone."""
+        if self.lr_schedule == "constant":
+            return
+        factor *= _schedules.learning_rate_factor(self.progress, self.lr_schedule)
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * factor
 
     def training_step(self, batch, batch_idx):
         """One step; estimators that an objective brings along take theirs beside it."""
