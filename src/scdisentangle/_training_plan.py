@@ -74,7 +74,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         dis_ramp: int | float = 0.25,
         lr: float = 3e-3,
         lr_schedule: _schedules.LearningRateSchedule = "cosine",
-        lr_warmup: int | float = 0.05,
+        lr_warmup: int | float = 0.1,
         eps: float = 1e-3,
         n_epochs_kl_warmup: int | None = None,
         **kwargs,
