@@ -120,6 +120,19 @@ def test_planted_shifts_are_taken_out_and_a_cluster_of_one_batch_stays(spherical
     torch.testing.assert_close(alignment(z, batch), z)
 
 
+@pytest.mark.parametrize("seed", [0, 2, 4])
+def test_clusters_are_those_that_were_planted(seed):
+    """Every other one is half as large; a single start of k-means puts two of them into one."""
+    rng = np.random.default_rng(seed)
+    planted = 5 * rng.normal(size=(20, 10))
+    cluster = np.repeat(np.arange(20), [34, 68] * 10)
+    z = planted[cluster] + rng.normal(size=(len(cluster), 10))
+    alignment = Alignment(10, 1, spherical=False, n_rounds=1, max_clusters=20)
+    alignment.fit(torch.tensor(z, dtype=torch.float32), torch.zeros(len(z), dtype=torch.long))
+    nearest = np.linalg.norm(planted[:, None] - alignment.centers[0].numpy(), axis=-1).min(axis=1)
+    assert nearest.max() < 1.5  # an error of the mean of 34 cells is 0.5
+
+
 def test_a_new_batch_joins_and_the_others_stay():
     z, batch, cluster = planted(private=False)
     alignment = Alignment(6, 3, spherical=False, max_clusters=3)

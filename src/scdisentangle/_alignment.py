@@ -17,6 +17,8 @@ CELLS_PER_GROUP = 10
 FAR = 1e6
 """Where the centres of clusters are that there are not enough cells for."""
 N_NEIGHBORS = 15
+N_STARTS = 10
+"""Times that clusters are looked for in each round; one alone may put two types into one."""
 WIDTH = 0.15
 """Reach of a cluster's border, as a share of the mean squared distance of cells to their centre."""
 
@@ -134,7 +136,7 @@ class Alignment(AddedLater):
 
     def _find_clusters(self, z: Tensor, i: int) -> None:
         n = max(1, min(len(self.centers[i]), len(z) // CELLS_PER_CLUSTER))
-        found = KMeans(n, n_init=1, random_state=0).fit(z.cpu().numpy())
+        found = KMeans(n, n_init=N_STARTS, random_state=0).fit(z.cpu().numpy())
         self.centers[i] = FAR
         self.centers[i, :n] = torch.as_tensor(found.cluster_centers_)
         self.widths[i] = WIDTH * found.inertia_ / len(z) + 1e-12
