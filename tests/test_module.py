@@ -1,5 +1,7 @@
 """The loss, what flows where, and the noise."""
 
+import copy
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -321,3 +323,19 @@ def test_there_is_no_loss_of_an_estimator_without_one(tensors):
     assert (
         "estimator_loss" in make(objective="mutual_information").train()(tensors)[2].extra_metrics
     )
+
+
+def test_the_encoder_of_z_nio_has_a_width_of_its_own_unless_it_is_shared():
+    def widths(**options):
+        encoder = make(n_hidden=16, n_hidden_nio=6, **options).encoder
+        return encoder.bio_head.mean.in_features, encoder.nio_head.mean.in_features
+
+    assert widths() == (16, 6)
+    assert widths(encoder="shared") == (16, 16)
+
+
+def test_weights_of_another_width_of_the_encoder_of_z_nio_are_taken_as_they_are(tensors):
+    wide, narrow = make(n_hidden_nio=16).eval(), make(n_hidden_nio=6).eval()
+    narrow.load_state_dict(wide.state_dict())
+    for module in (narrow, copy.deepcopy(narrow)):
+        torch.testing.assert_close(module(tensors)[0]["z_nio"], wide(tensors)[0]["z_nio"])

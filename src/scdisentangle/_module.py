@@ -67,6 +67,8 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         Dimensions of ``z_bio`` and of ``z_nio``.
     n_hidden
         Units of each hidden layer.
+    n_hidden_nio
+        Units of each hidden layer of a separate encoder of ``z_nio``. To tell batches it needs few.
     n_layers
         Hidden layers of each encoder. The decoder has one.
     dropout_rate
@@ -140,6 +142,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         n_latent_bio: int = 30,
         n_latent_nio: int = 8,
         n_hidden: int = 128,
+        n_hidden_nio: int = 32,
         n_layers: int = 2,
         dropout_rate: float = 0.0,
         input_dropout: float = 0.3,
@@ -208,6 +211,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             var_activation=var_activation,
             spherical_bio=spherical,
             n_hidden=n_hidden,
+            n_hidden_nio=n_hidden_nio,
             n_layers=n_layers,
             dropout_rate=dropout_rate,
         )

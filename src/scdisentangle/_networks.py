@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from scvi.nn import FCLayers
@@ -93,6 +94,8 @@ class TwoCodeEncoder(nn.Module):
         Number of genes.
     n_latent_bio, n_latent_nio
         Dimensions of the two codes.
+    n_hidden, n_hidden_nio
+        Units of each hidden layer of the encoder of ``z_bio``, and of that of ``z_nio``.
     n_cat_list, n_cont
         Categories of each categorical covariate, and number of continuous covariates, that the
         encoder sees.
@@ -122,29 +125,43 @@ class TwoCodeEncoder(nn.Module):
         var_activation: Callable[[Tensor], Tensor] | None,
         spherical_bio: bool,
         n_hidden: int,
+        n_hidden_nio: int,
         **layers,
     ):
         super().__init__()
-
-        def trunk() -> Layers:
-            return Layers(
-                n_input,
-                n_hidden,
-                n_cat_list=n_cat_list,
-                n_cont=n_cont,
-                n_hidden=n_hidden,
-                use_batch_norm=False,
-                use_layer_norm=True,
-                inject_covariates=False,
-                **layers,
-            )
-
-        self.bio_encoder = trunk()
-        self.nio_encoder = self.bio_encoder if shared else trunk()
+        self.shared = shared
+        self._trunk = partial(
+            Layers,
+            n_input,
+            n_cat_list=n_cat_list,
+            n_cont=n_cont,
+            use_batch_norm=False,
+            use_layer_norm=True,
+            inject_covariates=False,
+            **layers,
+        )
+        self._nio_head = partial(
+            CodeHead,
+            n_latent=n_latent_nio,
+            variational=variational_nio,
+            var_activation=var_activation,
+        )
+        self.bio_encoder = self._trunk(n_hidden, n_hidden=n_hidden)
         self.bio_head = CodeHead(
             n_hidden, n_latent_bio, variational_bio, var_activation, spherical_bio
         )
-        self.nio_head = CodeHead(n_hidden, n_latent_nio, variational_nio, var_activation)
+        self._add_nio_encoder(n_hidden if shared else n_hidden_nio)
+
+    def _add_nio_encoder(self, n_hidden: int) -> None:
+        trunk = self.bio_encoder if self.shared else self._trunk(n_hidden, n_hidden=n_hidden)
+        self.nio_encoder, self.nio_head = trunk, self._nio_head(n_hidden)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Be as wide as the encoder of ``z_nio`` is in the file: it once had ``n_hidden`` units."""
+        n_units = state_dict[f"{prefix}nio_head.mean.weight"].shape[1]
+        if n_units != self.nio_head.mean.in_features:
+            self._add_nio_encoder(n_units)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def encode_bio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
         """``z_bio``, shape ``(n_cells, n_latent_bio)``, and its posterior or ``None``."""

@@ -15,10 +15,12 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from ._aside import aside, flush
 from ._errors import InputError, name_some
 
-FILE_FORMAT = 4
+FILE_FORMAT = 5
 """Raised when the package of yesterday would not give what a file of today means."""
 FIRST_WITH_SPHERES = 2
 """File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
+FIRST_WITH_NARROW_NIO = 5
+"""File format since which the encoder of ``z_nio`` has units of its own number."""
 
 _NEEDED = {
     "builtins": ("bytes", "dict", "list", "set", "slice", "tuple"),
@@ -147,6 +149,9 @@ class SavingMixin:
         if written < FIRST_WITH_SPHERES:
             model.module.encoder.bio_head.spherical = False
             model.init_params_["kwargs"]["module_kwargs"]["spherical"] = False
+        if written < FIRST_WITH_NARROW_NIO:
+            n_hidden_nio = model.module.encoder.nio_head.mean.in_features
+            model.init_params_["kwargs"]["module_kwargs"]["n_hidden_nio"] = n_hidden_nio
         return model
 
     @classmethod
