@@ -9,6 +9,11 @@ from scdisentangle import _products
 from scdisentangle._products import Linear
 
 
+@pytest.fixture(autouse=True)
+def any_layer_is_large(monkeypatch):
+    monkeypatch.setattr(_products, "LARGE", 0)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n_cells", [0, 1, 37])
 def test_values_and_gradients_are_those_of_the_dense_layer_in_double_precision(bias, n_cells):
@@ -97,3 +102,15 @@ def test_the_switch_of_pytorch_holds(monkeypatch):
     monkeypatch.setattr(_products, "_product", lambda *args: pytest.fail("oneDNN was used"))
     with torch.backends.mkldnn.flags(enabled=False):
         Linear(7, 5)(torch.randn(13, 7))
+
+
+def test_small_layers_go_through_pytorch(monkeypatch):
+    calls = []
+    product = _products._product
+    monkeypatch.setattr(_products, "_product", lambda *args: calls.append(1) or product(*args))
+    monkeypatch.setattr(_products, "LARGE", 35)
+    Linear(7, 5)(torch.randn(13, 7))
+    assert calls
+    calls.clear()
+    Linear(7, 4)(torch.randn(13, 7))
+    assert not calls

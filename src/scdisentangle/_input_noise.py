@@ -32,7 +32,7 @@ def add_noise(x: Tensor, level: float, hidden: float = 0.0) -> Tensor:
             noise = _stretches(_normal_quantiles(x.dtype), x)
         else:
             noise = torch.randn_like(x)
-        x = torch.add(x, noise, alpha=level)
+        x = noise.mul_(level).add_(x)
     return hide_genes(x, hidden)
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from scvi import distributions
-from scvi.distributions import NegativeBinomial, Normal, ZeroInflatedNegativeBinomial
+from scvi.distributions import Normal
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -16,6 +16,22 @@ from .objectives import squared_error
 GeneLikelihood = Literal["mse", "nb", "zinb", "poisson", "normal"]
 COUNT_LIKELIHOODS = ("nb", "zinb", "poisson")
 GENE_LIKELIHOODS = ("mse", *COUNT_LIKELIHOODS, "normal")
+
+
+class NegativeBinomial(distributions.NegativeBinomial):
+    """That of scvi-tools, which gives each cell a copy of the dispersion; ``dispersion`` is it."""
+
+    def __init__(self, *, theta: Tensor, **parameters: Tensor):
+        super().__init__(theta=theta, **parameters)
+        self.dispersion = theta
+
+
+class ZeroInflatedNegativeBinomial(distributions.ZeroInflatedNegativeBinomial):
+    """As :class:`NegativeBinomial`, with zeros in excess."""
+
+    def __init__(self, *, theta: Tensor, **parameters: Tensor):
+        super().__init__(theta=theta, **parameters)
+        self.dispersion = theta
 
 
 class Poisson(distributions.Poisson):
@@ -90,9 +106,9 @@ def reconstruction_loss(
     if target.is_cuda:  # finding the counts above 0 would mean waiting for the device
         return -px.log_prob(target).sum(dim=-1)
     if gene_likelihood == "nb":
-        return negative_binomial_loss(px.mu, px.theta, target, above_zero)
+        return negative_binomial_loss(px.mu, px.dispersion, target, above_zero)
     if gene_likelihood == "zinb":
-        return zero_inflated_loss(px.mu, px.theta, px.zi_logits, target, above_zero)
+        return zero_inflated_loss(px.mu, px.dispersion, px.zi_logits, target, above_zero)
     if gene_likelihood == "poisson":
         return poisson_loss(px.rate, target, above_zero)
     return -px.log_prob(target).sum(dim=-1)

@@ -1,6 +1,7 @@
-"""Linear layers whose products a CPU takes through oneDNN.
+"""Linear layers whose large products a CPU takes through oneDNN.
 
-What PyTorch takes by default, Intel's MKL, runs at half of a CPU's speed where that is not Intel's.
+What PyTorch takes by default, Intel's MKL, may run at half of a CPU's speed where that is not
+Intel's.
 ``torch.backends.mkldnn.flags(enabled=False)`` switches it off.
 """
 
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
+
+
+LARGE = 2**16
+"""Weights of a layer from which its products are worth the way there."""
 
 
 class Linear(nn.Linear):
@@ -26,7 +31,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of each cell, ``(n_cells, n_out)``."""
-        return _Linear.apply(x, self.weight, self.bias) if _is_for_onednn(x) else super().forward(x)
+        if self.weight.numel() < LARGE or not _is_for_onednn(x):
+            return super().forward(x)
+        return _Linear.apply(x, self.weight, self.bias)
 
 
 def _is_for_onednn(x: Tensor) -> bool:

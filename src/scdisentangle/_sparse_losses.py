@@ -58,8 +58,9 @@ class _NegativeBinomial(torch.autograd.Function):
         log_ratio = torch.log1p(ratio)
         y, mu_y, log_ratio_y = (_at(values, at) for values in (counts, mu, log_ratio))
         mu_y += torch.finfo(mu.dtype).tiny
-        theta_y = theta[gene] if theta.dim() == 1 else _at(theta, at)
-        of_y = y * ((mu_y / theta_y).log_() - log_ratio_y) + _log_binomial(y, theta_y)
+        theta_y = _of_counts(theta, at, gene)
+        of_y = y * ((mu_y / theta_y).log_() - log_ratio_y)
+        of_y += _log_binomial(y, theta_y, _of_counts(theta.lgamma(), at, gene))
         ctx.save_for_backward(theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y)
         with torch.autocast(mu.device.type, enabled=False):
             of_all = log_ratio @ theta if theta.dim() == 1 else (log_ratio * theta).sum(dim=-1)
@@ -115,11 +116,11 @@ def zero_inflated_loss(
     y, mu_y, zi_y, log_ratio_y, zeros_y = (
         _at(values, at) for values in (counts, mu, zi_logits, log_ratio, zeros)
     )
-    theta_y = theta[gene] if theta.dim() == 1 else _at(theta, at)
+    theta_y = _of_counts(theta, at, gene)
     of_y = (
         y * ((mu_y + torch.finfo(mu.dtype).tiny) / theta_y).log()
         - (y + theta_y) * log_ratio_y
-        + _log_binomial(y, theta_y)
+        + _log_binomial(y, theta_y, _of_counts(theta.lgamma(), at, gene))
         - softplus(zi_y)
     )
     return zeros.sum(dim=-1).index_add(0, cell, of_y + zeros_y, alpha=-1)
@@ -179,5 +180,10 @@ def _at(values: Tensor, at: Tensor) -> Tensor:
     return values.reshape(-1).index_select(0, at)
 
 
-def _log_binomial(y: Tensor, theta: Tensor) -> Tensor:
-    return torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
+def _of_counts(values: Tensor, at: Tensor, gene: Tensor) -> Tensor:
+    """Those at some places of a matrix, or of a row that all cells share."""
+    return values.index_select(0, gene) if values.dim() == 1 else _at(values, at)
+
+
+def _log_binomial(y: Tensor, theta: Tensor, log_gamma_of_theta: Tensor) -> Tensor:
+    return torch.lgamma(y + theta) - log_gamma_of_theta - torch.lgamma(y + 1)
