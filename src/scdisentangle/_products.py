@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
-
 LARGE = 2**16
 """Weights of a layer from which its products are worth the way there."""
 
