@@ -136,20 +136,21 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--sets", nargs="*", default=("simulated", *SETS))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--max-epochs", type=int, help="for a trial; by default the models' own")
     parser.add_argument("--max-cells", type=int, help="of each real set, to save time")
     results = Path(__file__).parent / "results" / "beside_scvi.csv"
     parser.add_argument("--csv", type=Path, default=results)
     arguments = parser.parse_args()
-    sets = ["simulated"]
-    for name in SETS:
+    sets = ["simulated"] if "simulated" in arguments.sets else []
+    for name in set(arguments.sets) - {"simulated"}:
         batches = ad.read_h5ad(arguments.data / f"{name}.h5ad", backed="r").obs[BATCH]
         sets += [f"{name} without {batch}" for batch in batches.astype(str).unique()]
     jobs = [
         {"set": name, "variant": method, "seed": seed}
-        for seed in range(arguments.seeds)
+        for seed in arguments.seeds
         for name in sets
         for method in ("ours", "scVI")
     ]
@@ -161,9 +162,10 @@ def main() -> None:
     )
     table = run_all(jobs, worker, arguments.csv, arguments.processes)
     table["set"] = table["set"].str.split(" without ").str[0]
-    means = table.groupby(["set", "variant"], sort=False)[list(COLUMNS)].mean()
+    means = table.groupby(["set", "variant", "seed"])[list(COLUMNS)].mean()
+    medians = means.groupby(["set", "variant"]).median()
     with pd.option_context("display.width", 200, "display.max_columns", 10):
-        print(means.round(4).to_string(na_rep=""))
+        print(medians.round(4).to_string(na_rep=""))
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ class Contrastive(Objective):
         self,
         *,
         positives: str = "auto",
-        viewed: float = 0.5,
+        viewed: float = 0.25,
         counterfactual: float = 0.5,
         temperature: float = 0.2,
         n_neighbors: int = 3,
