@@ -20,6 +20,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from ._alignment import Alignment
+from ._codes import codes_of
 from ._errors import check_choice, check_options
 from ._input_noise import add_noise
 from ._likelihoods import (
@@ -32,7 +33,7 @@ from ._likelihoods import (
 from ._networks import Codebook, Decoder, GeneShifts, RunningMeans, TwoCodeEncoder
 from ._sampling import SamplingMixin
 from .data._loading import ABOVE_ZERO_KEY
-from .objectives import Codes, ObjectiveSpec, batch_cross_entropy, build_objectives
+from .objectives import ObjectiveSpec, batch_cross_entropy, build_objectives
 
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
@@ -284,7 +285,8 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             return self.codebook.codes
         return self.prior_nio_mean if self.nio_flow == "variational" else self.nio_means.means
 
-    def _covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    def covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        """Further covariates of a minibatch, ``(n_cells, n_covariates)`` each, or ``None``."""
         return {
             MODULE_KEYS.CONT_COVS_KEY: tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
             MODULE_KEYS.CAT_COVS_KEY: tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
@@ -304,7 +306,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             MODULE_KEYS.X_KEY: x,
             MODULE_KEYS.LIBRARY_KEY: library,
             MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
-            **self._covariates(tensors),
+            **self.covariates(tensors),
         }
 
     def _get_generative_input(
@@ -316,7 +318,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             MODULE_KEYS.LIBRARY_KEY: inference_outputs[MODULE_KEYS.LIBRARY_KEY],
             MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
             MODULE_KEYS.Y_KEY: tensors.get(REGISTRY_KEYS.LABELS_KEY),
-            **self._covariates(tensors),
+            **self.covariates(tensors),
         }
 
     @staticmethod
@@ -363,7 +365,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             z_nio = self.codebook(encoded_nio, batch_index.squeeze(-1))
         z_nio = self._draw(z_nio, q_nio, n_samples)
         comparable = self.gene_shifts(normalized, batch_index.squeeze(-1))
-        z_bio, q_bio = self._encode_bio(
+        z_bio, q_bio = self.encode_bio(
             comparable, noise_level, batch_index, cont_covs, cat_covs, n_samples
         )
         return {
@@ -377,7 +379,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
     def _encoded(self, cont_covs: Tensor | None, cat_covs: Tensor | None):
         return (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
 
-    def _encode_bio(
+    def encode_bio(
         self,
         seen: Tensor,
         noise_level: float,
@@ -385,7 +387,16 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         cont_covs: Tensor | None,
         cat_covs: Tensor | None,
         n_samples: int | None = None,
-    ):
+    ) -> tuple[Tensor, Normal | None]:
+        """Encode ``z_bio`` alone: the code, ``(n_cells, n_latent_bio)``, and its posterior if any.
+
+        Parameters
+        ----------
+        seen
+            Normalised values without noise, ``(n_cells, n_genes)``.
+        noise_level, batch_index, cont_covs, cat_covs, n_samples
+            As for inference.
+        """
         if self.training:
             seen = add_noise(seen, noise_level, hidden=self.input_dropout)
         z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))
@@ -394,11 +405,11 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             q_bio = None if q_bio is None else Normal(z_bio, q_bio.scale)
         return self._draw(z_bio, q_bio, n_samples), q_bio
 
-    def _read(self, z_nio: Tensor) -> Tensor:
+    def as_read(self, z_nio: Tensor) -> Tensor:
         """``z_nio`` as the decoder reads it."""
         return z_nio.detach() if self.nio_flow in ("detached", "quantized") else z_nio
 
-    def _decode(
+    def decode(
         self,
         z_bio: Tensor,
         z_nio: Tensor,
@@ -406,6 +417,18 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Outputs of the decoder, ``(n_cells, n_genes)``; see :meth:`generative`.
+
+        Parameters
+        ----------
+        z_bio, z_nio, batch_index, cont_covs, cat_covs
+            As for :meth:`generative`.
+
+        Returns
+        -------
+        What :func:`expression_distribution` makes a distribution of: the output, and where the
+        likelihood has them logits of an excess zero and log dispersions.
+        """
         z = torch.cat([z_bio, z_nio], dim=-1)
         if self.embeds_batch:
             embedded = self.compute_embedding(REGISTRY_KEYS.BATCH_KEY, batch_index)
@@ -446,8 +469,8 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         if transform_batch is not None:
             batch_index = torch.full_like(batch_index, transform_batch)
             z_nio = self.nio_of_batch[batch_index.squeeze(-1)].expand_as(z_nio)
-        output, zi_logits, log_dispersion = self._decode(
-            z_bio, self._read(z_nio), batch_index, cont_covs, cat_covs
+        output, zi_logits, log_dispersion = self.decode(
+            z_bio, self.as_read(z_nio), batch_index, cont_covs, cat_covs
         )
         if log_dispersion is None:
             group = {"gene-batch": batch_index, "gene-label": y}.get(self.dispersion)
@@ -458,51 +481,6 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
             self.gene_likelihood, output, library, log_dispersion, zi_logits
         )
         return {MODULE_KEYS.PX_KEY: px}
-
-    def _codes(self, tensors: dict[str, Tensor], inference_outputs: dict) -> Codes:
-        z_bio, z_nio = inference_outputs["z_bio"], inference_outputs["z_nio"]
-        batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
-        covariates = self._covariates(tensors)
-        labels = None
-        if self.n_labels > 1:
-            labels = tensors[REGISTRY_KEYS.LABELS_KEY].squeeze(-1)
-            if self.unlabeled_code is not None:
-                labels = torch.where(labels == self.unlabeled_code, -1, labels)
-        counts = self.gene_likelihood in COUNT_LIKELIHOODS
-
-        def covariates_of(cells: Tensor) -> dict[str, Tensor | None]:
-            return {k: None if v is None else v[cells] for k, v in covariates.items()}
-
-        def encode_bio(x: Tensor, cells: Tensor) -> Tensor:
-            noise_level = inference_outputs["noise_level"]
-            return self._encode_bio(x, noise_level, batch_index[cells], **covariates_of(cells))[0]
-
-        def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
-            output, *_ = self._decode(z_bio, z_nio, batch_index, **covariates)
-            return output - output.mean(dim=-1, keepdim=True) if counts else output
-
-        def as_partner(cells: Tensor, partners: Tensor) -> Tensor:
-            seen = self._read(z_nio[partners])
-            output, *_ = self._decode(
-                z_bio[cells], seen, batch_index[partners], **covariates_of(cells)
-            )
-            shown = output
-            if counts:
-                shown = output.softmax(dim=-1)
-                shown = torch.log1p(shown * self.target_sum) if self.log_normalize else shown
-            return self.gene_shifts(shown, batch_index[partners].squeeze(-1))
-
-        return Codes(
-            z_bio=z_bio,
-            z_nio=z_nio,
-            batch=batch_index.squeeze(-1),
-            n_batch=self.n_batch,
-            labels=labels,
-            x=inference_outputs["comparable"],
-            encode_bio=encode_bio,
-            decode=decode,
-            as_partner=as_partner,
-        )
 
     def _variational(self, inference_outputs: dict, batch: Tensor):
         """Posterior and prior of each variational code."""
@@ -546,7 +524,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         )
         logits = self.classifier(inference_outputs["z_nio"])
         classification = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
-        codes = self._codes(tensors, inference_outputs)
+        codes = codes_of(self, tensors, inference_outputs)
         objectives = self.disentanglement(codes)
         kl_local = {
             f"kl_{code}": kl_divergence(posterior, prior).sum(dim=-1)
