@@ -137,15 +137,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    parser.add_argument("--sets", nargs="*", default=("simulated", *SETS))
+    all_sets = ("simulated", *SETS)
+    parser.add_argument("--sets", nargs="*", choices=all_sets, default=all_sets)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--max-epochs", type=int, help="for a trial; by default the models' own")
     parser.add_argument("--max-cells", type=int, help="of each real set, to save time")
     results = Path(__file__).parent / "results" / "beside_scvi.csv"
     parser.add_argument("--csv", type=Path, default=results)
     arguments = parser.parse_args()
-    sets = ["simulated"] if "simulated" in arguments.sets else []
-    for name in set(arguments.sets) - {"simulated"}:
+    sets = []
+    for name in arguments.sets:
+        if name == "simulated":
+            sets.append(name)
+            continue
         batches = ad.read_h5ad(arguments.data / f"{name}.h5ad", backed="r").obs[BATCH]
         sets += [f"{name} without {batch}" for batch in batches.astype(str).unique()]
     jobs = [
