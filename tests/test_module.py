@@ -13,7 +13,6 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
 from scdisentangle import DisentangleModule
-from scdisentangle._codes import codes_of
 
 N_CELLS, N_GENES, N_BATCH = 24, 10, 3
 
@@ -237,7 +236,7 @@ def test_a_counterfactual_shows_the_partners_batch(tensors, likelihood):
     outputs, *_ = module(tensors)
     partner = (torch.arange(N_CELLS) + 1) % N_CELLS
     cells = torch.randperm(N_CELLS)[: N_CELLS // 2]
-    shown = codes_of(module, tensors, outputs).as_partner(cells, partner[cells])
+    shown = module.codes(tensors, outputs).as_partner(cells, partner[cells])
     swapped = module._get_generative_input(tensors, outputs)
     swapped["z_nio"] = swapped["z_nio"][partner]
     swapped["batch_index"] = swapped["batch_index"][partner]
@@ -255,7 +254,7 @@ def test_objectives_see_labels_only_where_there_are_any(tensors, n_labels, unlab
     tensors[REGISTRY_KEYS.LABELS_KEY] = labels.unsqueeze(1)
     module = make(n_labels=n_labels, unlabeled_code=unlabeled)
     outputs, *_ = module(tensors)
-    found = codes_of(module, tensors, outputs).labels
+    found = module.codes(tensors, outputs).labels
     assert found is None if seen is None else found[:3].tolist() == seen
 
 
@@ -295,13 +294,13 @@ def test_variance_is_what_its_activation_makes_of_the_encoder(tensors):
 def test_objectives_see_the_labels_of_two_kinds(tensors):
     tensors[REGISTRY_KEYS.LABELS_KEY] = torch.arange(N_CELLS).remainder(2).unsqueeze(1)
     module = make(n_labels=2)
-    codes = codes_of(module, tensors, module.inference(**module._get_inference_input(tensors)))
+    codes = module.codes(tensors, module.inference(**module._get_inference_input(tensors)))
     assert codes.labels.tolist() == [0, 1] * (N_CELLS // 2)
 
 
 def test_objectives_see_counts_decoded_as_logarithms_around_zero(tensors):
     module = make(gene_likelihood="nb")
-    codes = codes_of(module, tensors, module.inference(**module._get_inference_input(tensors)))
+    codes = module.codes(tensors, module.inference(**module._get_inference_input(tensors)))
     decoded = codes.decode(codes.z_bio, codes.z_nio)
     rates = module(tensors)[1]["px"].mean.log()
     expected = rates - rates.mean(dim=1, keepdim=True)

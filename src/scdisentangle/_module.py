@@ -20,7 +20,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from ._alignment import Alignment
-from ._codes import codes_of
+from ._codes import CodesMixin
 from ._errors import check_choice, check_options
 from ._input_noise import add_noise
 from ._likelihoods import (
@@ -41,7 +41,9 @@ BATCH_REPRESENTATIONS = ("one-hot", "embedding")
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
 
 
-class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeModuleClass):
+class DisentangleModule(
+    CodesMixin, SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeModuleClass
+):
     r"""Conditional autoencoder whose code is :math:`z = [z_{bio}, z_{nio}]`.
 
     .. math::
@@ -524,7 +526,7 @@ class DisentangleModule(SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeMod
         )
         logits = self.classifier(inference_outputs["z_nio"])
         classification = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
-        codes = codes_of(self, tensors, inference_outputs)
+        codes = self.codes(tensors, inference_outputs)
         objectives = self.disentanglement(codes)
         kl_local = {
             f"kl_{code}": kl_divergence(posterior, prior).sum(dim=-1)
