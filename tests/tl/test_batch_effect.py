@@ -1,21 +1,23 @@
 import numpy as np
 import pytest
+import scvi
 
 from scdisentangle import DisentangleModel
 from scdisentangle.data import simulated
 from scdisentangle.tl import batch_effect
 
 
-def trained(adata, **options):
+def trained(adata, max_epochs=20, **options):
+    scvi.settings.seed = 0
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     model = DisentangleModel(adata, **options)
-    model.train(20, enable_progress_bar=False)
+    model.train(max_epochs, enable_progress_bar=False)
     return model
 
 
 def test_the_effect_that_was_simulated_is_found():
     adata = simulated(n_cells=600, n_genes=100, n_batches=3, strength=1.0)
-    found = batch_effect(trained(adata))
+    found = batch_effect(trained(adata, max_epochs=90))
     truth = adata.varm["batch_effect"]
     truth = truth.sub(truth.mean(axis=1), axis=0) / np.log(2)
     assert list(found.index) == list(adata.var_names)
