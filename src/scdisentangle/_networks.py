@@ -158,9 +158,9 @@ class TwoCodeEncoder(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Be as wide as the encoder of ``z_nio`` is in the file: it once had ``n_hidden`` units."""
-        n_units = state_dict[f"{prefix}nio_head.mean.weight"].shape[1]
-        if n_units != self.nio_head.mean.in_features:
-            self._add_nio_encoder(n_units)
+        head = state_dict.get(f"{prefix}nio_head.mean.weight", self.nio_head.mean.weight)
+        if head.shape[1] != self.nio_head.mean.in_features:
+            self._add_nio_encoder(head.shape[1])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def encode_bio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
