@@ -256,3 +256,22 @@ def test_annbatch_trains_from_disk(adata, tmp_path):
     assert len(np.unique(codes.round(4), axis=0)) > 190
     streamed = model.iter_latent_representation(dataloader=datamodule.inference_dataloader())
     np.testing.assert_array_equal(np.concatenate(list(streamed)), codes)
+
+
+def test_a_model_made_of_nothing_takes_its_sizes_from_the_data_module(adata, tmp_path):
+    adata = adata.copy()
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    known = DisentangleModel(adata, **SMALL)
+    model = DisentangleModel(**SMALL)
+    assert model.module is None
+    with pytest.raises(AttributeError, match="nothing to train on: pass datamodule="):
+        model.train(1)
+    datamodule = dataloaders.DataSplitter(known.adata_manager)
+    datamodule.n_vars, datamodule.n_batch = adata.n_vars, adata.obs["batch"].nunique()
+    model.train(2, datamodule=datamodule, enable_progress_bar=False)
+    shapes = {name: weights.shape for name, weights in model.module.state_dict().items()}
+    assert shapes == {name: weights.shape for name, weights in known.module.state_dict().items()}
+    codes = model.get_latent_representation(dataloader=datamodule.train_dataloader())
+    assert np.isfinite(codes).all()
+    with pytest.raises(InputError, match="registry=datamodule.registry to save it"):
+        model.save(tmp_path / "model")

@@ -41,6 +41,8 @@ SETTLED = {
     ),
 }
 """Options of scVI that the method leaves no choice in: their value here, and why."""
+NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}
+"""Registry of a model that learns of its data as it is trained."""
 MIN_CELLS_TO_VALIDATE = 30
 
 
@@ -62,6 +64,8 @@ class DisentangleModel(
         AnnData that was registered with :meth:`setup_anndata`.
     registry
         Registry of a data module, in place of ``adata``, for data that does not fit into memory.
+        With neither, the networks are made as training begins, from the ``n_vars`` and ``n_batch``
+        of its data module, and the model cannot be saved.
     n_latent_bio
         Dimensions of ``z_bio``.
     n_latent_nio
@@ -130,7 +134,9 @@ class DisentangleModel(
                     stacklevel=settings.warnings_stacklevel,
                 )
         check_options(module_kwargs, _module_options(), "DisentangleModel")
-        super().__init__(adata, registry)
+        knows_nothing = adata is None and registry is None
+        super().__init__(adata, NOTHING_REGISTERED if knows_nothing else registry)
+        self._module_init_on_train = knows_nothing
         setup_args = self.registry_["setup_args"]
         values, layer = None, None
         if adata is not None and self.minified_data_type is None:
@@ -143,31 +149,41 @@ class DisentangleModel(
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs)
         if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
             _validation.check_counts(values, layer, gene_likelihood)
-        self.module = self._module_cls(
-            n_input=self.summary_stats.n_vars,
-            n_batch=self.summary_stats.n_batch,
-            n_labels=self.summary_stats.get("n_labels", 1),
-            n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
-            n_cats_per_cov=self._state_of(REGISTRY_KEYS.CAT_COVS_KEY).get("n_cats_per_key"),
-            n_latent_bio=n_latent_bio,
-            n_latent_nio=n_latent_nio,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            gene_likelihood=gene_likelihood,
-            objective=objective,
-            use_size_factor_key=bool(setup_args.get("size_factor_key")),
-            unlabeled_code=self._unlabeled_code(),
+        self._module_kwargs = {
+            "n_latent_bio": n_latent_bio,
+            "n_latent_nio": n_latent_nio,
+            "n_hidden": n_hidden,
+            "n_layers": n_layers,
+            "dropout_rate": dropout_rate,
+            "gene_likelihood": gene_likelihood,
+            "objective": objective,
+            "use_size_factor_key": bool(setup_args.get("size_factor_key")),
+            "unlabeled_code": self._unlabeled_code(),
             **module_kwargs,
-        )
+        }
+        self.module = None
+        weights = "its weights in the loss follow from the number of genes"
+        if not knows_nothing:
+            self.module = self._module_cls(**self._sizes(), **self._module_kwargs)
+            weights = (
+                f"lambda_cls: {self.module.lambda_cls:g}, lambda_dis: {self.module.lambda_dis:g}"
+            )
         self._model_summary_string = (
             "DisentangleModel with the following parameters:\n"
             f"n_latent_bio: {n_latent_bio}, n_latent_nio: {n_latent_nio}, n_hidden: {n_hidden}, "
             f"n_layers: {n_layers}, dropout_rate: {dropout_rate}, "
-            f"gene_likelihood: {gene_likelihood}, objective: {objective}, "
-            f"lambda_cls: {self.module.lambda_cls:g}, lambda_dis: {self.module.lambda_dis:g}."
+            f"gene_likelihood: {gene_likelihood}, objective: {objective}, {weights}."
         )
         self.init_params_ = self._get_init_params(locals())
+
+    def _sizes(self) -> dict:
+        return {
+            "n_input": self.summary_stats.n_vars,
+            "n_batch": self.summary_stats.n_batch,
+            "n_labels": self.summary_stats.get("n_labels", 1),
+            "n_continuous_cov": self.summary_stats.get("n_extra_continuous_covs", 0),
+            "n_cats_per_cov": self._state_of(REGISTRY_KEYS.CAT_COVS_KEY).get("n_cats_per_key"),
+        }
 
     @staticmethod
     def _default_likelihood(module_kwargs: Mapping) -> GeneLikelihood:
@@ -275,7 +291,13 @@ class DisentangleModel(
             the device cannot.
         NonFiniteError
             If the loss or a gradient becomes NaN or infinite; the last good weights are kept.
+        AttributeError
+            If there is neither an AnnData nor a data module to train on.
         """
+        if self.adata is None and kwargs.get("datamodule") is None:
+            raise AttributeError(
+                "There is nothing to train on: pass datamodule=, or make the model with an AnnData."
+            )
         if self.adata is not None:
             n_obs = self.adata.n_obs
             max_epochs = max_epochs or default_max_epochs(n_obs)
@@ -291,7 +313,7 @@ class DisentangleModel(
             if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
                 kwargs.setdefault("check_val_every_n_epoch", 1)
         plan_kwargs = dict(plan_kwargs or {})
-        if self.module.is_partly_frozen:
+        if self.module is not None and self.module.is_partly_frozen:
             plan_kwargs.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
         if checkpoint is not None:
             run = f"{max_epochs} epochs, {dict(self.summary_stats)}, {self.init_params_}, "
@@ -300,9 +322,10 @@ class DisentangleModel(
         if kwargs.get("datamodule") is None:
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
-        if self.module.alignment is not None:
-            self.module.alignment.reset()
-        self.module.train()
+        if self.module is not None:
+            if self.module.alignment is not None:
+                self.module.alignment.reset()
+            self.module.train()
         try:
             with exit_as_asked():
                 result = super().train(

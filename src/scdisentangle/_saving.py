@@ -72,10 +72,16 @@ class SavingMixin:
         Raises
         ------
         InputError
-            If the folder exists and ``overwrite`` is off, or is a symbolic link.
+            If the folder exists and ``overwrite`` is off, or is a symbolic link; or if the model
+            was made without data or registry.
         OSError
             If it cannot be written, as on a full disk. What was there before is untouched.
         """
+        if self._module_init_on_train:
+            raise InputError(
+                "A model that was made without data or registry does not know what its data are, "
+                "and could not be loaded. Make it with registry=datamodule.registry to save it."
+            )
         folder = Path(dir_path).absolute()
         check_no_link(folder)
         if folder.exists() and not overwrite:
