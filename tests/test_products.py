@@ -16,16 +16,19 @@ def any_layer_is_large(monkeypatch):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n_cells", [0, 1, 37])
-def test_values_and_gradients_are_those_of_the_dense_layer_in_double_precision(bias, n_cells):
+@pytest.mark.parametrize(("n_in", "n_out"), [(53, 11), (11, 53)])
+def test_values_and_gradients_are_those_of_the_dense_layer_in_double_precision(
+    bias, n_cells, n_in, n_out
+):
     torch.manual_seed(0)
-    own = Linear(53, 11, bias=bias)
-    reference = nn.Linear(53, 11, bias=bias).double()
+    own = Linear(n_in, n_out, bias=bias)
+    reference = nn.Linear(n_in, n_out, bias=bias).double()
     reference.load_state_dict(own.state_dict())
-    x = torch.randn(n_cells, 53, requires_grad=True)
+    x = torch.randn(n_cells, n_in, requires_grad=True)
     x_reference = x.detach().double().requires_grad_()
     outputs, expected = own(x), reference(x_reference)
     torch.testing.assert_close(outputs.double(), expected, rtol=1e-5, atol=1e-5)
-    weights = torch.randn(n_cells, 11)
+    weights = torch.randn(n_cells, n_out)
     (outputs * weights).sum().backward()
     (expected * weights).sum().backward()
     torch.testing.assert_close(x.grad.double(), x_reference.grad, rtol=1e-5, atol=1e-5)

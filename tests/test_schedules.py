@@ -73,3 +73,24 @@ def test_learning_rate_rises_in_its_warm_up(progress, warmup, factor):
 
 def test_without_warm_up_the_disentanglement_term_is_whole_from_the_start():
     assert _schedules.disentanglement_weight(0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "interval", "factors"),
+    [
+        (4, 1, [1, 1, 1, 1]),
+        (4, 2, [2, None, 2, None]),
+        (5, 2, [5 / 3, None, 5 / 3, None, 5 / 3]),
+        (5, 3, [5 / 2, None, None, 5 / 2, None]),
+        (2, 7, [2, None]),
+    ],
+)
+def test_a_term_of_some_steps_has_the_same_share_of_an_epoch(n_steps, interval, factors):
+    found = [_schedules.interval_factor(step, n_steps, interval) for step in range(n_steps)]
+    assert found == factors
+    assert sum(factor or 0 for factor in found) / n_steps == pytest.approx(1)
+
+
+def test_epochs_of_unknown_length_have_the_term_at_the_interval():
+    found = [_schedules.interval_factor(step, math.inf, 3) for step in range(4)]
+    assert found == [3, None, None, 3]

@@ -6,7 +6,7 @@ import scvi
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from scdisentangle import DisentangleModel, DisentangleTrainingPlan, data
+from scdisentangle import DisentangleModel, DisentangleTrainingPlan, InputError, data
 from scdisentangle.objectives import OBJECTIVES
 
 TRAINING = ("batch_size", "train_size", "callbacks")
@@ -72,10 +72,12 @@ def test_one_step_has_the_whole_learning_rate():
         torch.testing.assert_close(weights, before.module.state_dict()[name])
 
 
-def test_history_holds_each_term_raw_and_weighted():
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_history_holds_each_term_raw_and_weighted(every):
     weights = {"hsic": 2.0, "batch_mmd": 0.5}
     model = trained(
-        plan_kwargs={"dis_warmup": 0, "dis_ramp": 0},
+        plan_kwargs={"dis_warmup": 0, "dis_ramp": 0, "dis_every_n_steps": every},
+        batch_size=27,
         objective=weights,
         lambda_cls=4.0,
         lambda_dis=3.0,
@@ -97,6 +99,44 @@ def test_history_holds_each_term_raw_and_weighted():
             )
             parts = parts + weighted
         np.testing.assert_allclose(total, parts, rtol=1e-3)
+
+
+STEPS_WITH_TERM = {
+    "every step of a short epoch": (27, None, "hsic", 5, 5),
+    "every second of a long one": (6, None, "hsic", 23, 12),
+    "as told": (6, 5, "hsic", 23, 5),
+    "every step of a long one, as told": (6, 1, "hsic", 23, 23),
+    "every step where an estimator must keep up": (6, 5, "mutual_information", 23, 23),
+}
+
+
+@pytest.mark.parametrize("case", STEPS_WITH_TERM)
+def test_the_disentanglement_term_is_taken_in_some_steps(case, monkeypatch):
+    batch_size, every, objective, n_steps, n_taken = STEPS_WITH_TERM[case]
+    taken, forward = [], OBJECTIVES[objective].forward
+
+    def counted(self, codes):
+        taken.append(codes)
+        return forward(self, codes)
+
+    monkeypatch.setattr(OBJECTIVES[objective], "forward", counted)
+    model = trained(
+        2,
+        {"dis_every_n_steps": every},
+        objective=objective,
+        batch_size=batch_size,
+        n_latent_bio=6,
+        n_latent_nio=6,
+    )
+    assert model.trainer.num_training_batches == n_steps
+    n_validation = sum(not codes.z_bio.requires_grad for codes in taken)
+    assert len(taken) - n_validation == 2 * n_taken
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5])
+def test_an_interval_that_is_none_is_refused(every):
+    with pytest.raises(InputError, match=f"dis_every_n_steps={every}"):
+        trained(1, {"dis_every_n_steps": every})
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

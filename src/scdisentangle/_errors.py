@@ -1,4 +1,4 @@
-"""The error that bad input raises."""
+"""The errors that bad input raises, and checks of options that raise them."""
 
 from __future__ import annotations
 
@@ -48,3 +48,25 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if value not in choices:
         raise InputError(f"{name}={value!r} is not an option. {did_you_mean(str(value), choices)}")
+
+
+def check_positive(**options: float) -> None:
+    """Raise :class:`InputError` unless every option is a number above zero."""
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"{option}={value!r} must be a number above zero.")
+
+
+def check_count(**options: int) -> None:
+    """Raise :class:`InputError` unless every option is an integer above zero."""
+    check_positive(**options)
+    for option, value in options.items():
+        if not isinstance(value, int):
+            raise InputError(f"{option}={value!r} must be a whole number.")
+
+
+def check_share(**options: float) -> None:
+    """Raise :class:`InputError` unless every option is a number in [0, 1]."""
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(f"{option}={value!r} must be a number from 0 to 1.")

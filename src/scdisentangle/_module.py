@@ -501,7 +501,7 @@ class DisentangleModule(
         inference_outputs: dict[str, Tensor | Distribution | None],
         generative_outputs: dict[str, Distribution],
         reconstruction_weight: float = 1.0,
-        disentanglement_weight: float = 1.0,
+        disentanglement_weight: float | None = 1.0,
         kl_weight: float = 1.0,
     ) -> LossOutput:
         r"""Add up the terms of the loss.
@@ -513,7 +513,7 @@ class DisentangleModule(
         inference_outputs, generative_outputs
             What :meth:`inference` and :meth:`generative` returned.
         reconstruction_weight, disentanglement_weight, kl_weight
-            Factors :math:`w` on the terms, in [0, 1].
+            Factors :math:`w` on the terms; ``disentanglement_weight=None`` leaves its term out.
         """
         batch = tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1)
         counts = self.gene_likelihood in COUNT_LIKELIHOODS
@@ -527,7 +527,8 @@ class DisentangleModule(
         logits = self.classifier(inference_outputs["z_nio"])
         classification = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
         codes = self.codes(tensors, inference_outputs)
-        objectives = self.disentanglement(codes)
+        left_out = disentanglement_weight is None
+        objectives = {} if left_out else self.disentanglement(codes)
         kl_local = {
             f"kl_{code}": kl_divergence(posterior, prior).sum(dim=-1)
             for code, (posterior, prior) in self._variational(inference_outputs, batch).items()
@@ -537,9 +538,10 @@ class DisentangleModule(
             "reconstruction_loss": reconstruction_weight * reconstruction.mean(),
             "classification_loss": self.lambda_cls * classification,
         }
-        weights = self.disentanglement.weights
-        for name, term in objectives.items():
-            weighted[name] = disentanglement_weight * self.lambda_dis * weights[name] * term
+        lambda_dis, zero = self.lambda_dis, torch.zeros_like(classification)
+        for name, weight in self.disentanglement.weights.items():
+            raw = zero if left_out else disentanglement_weight * objectives[name]
+            weighted[name] = lambda_dis * weight * raw
         for name, term in kl_local.items():
             weighted[name] = kl_weight * (self.kl_weights[name] * term).mean()
         metrics = {"classification_loss": classification, **objectives}

@@ -75,6 +75,13 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             _Linear.apply(g, weight.T, None) if of_x else None,
-            _Linear.apply(g.T, x.T, None) if of_weight else None,
+            _of_weight(g, x) if of_weight else None,
             g.sum(dim=0) if of_bias else None,
         )
+
+
+def _of_weight(g: Tensor, x: Tensor) -> Tensor:
+    """``g.T @ x``; oneDNN copies the first of its operands, so that this is the smaller."""
+    if g.shape[1] <= x.shape[1]:
+        return _Linear.apply(g.T, x.T, None)
+    return _Linear.apply(x.T, g.T, None).T.contiguous()

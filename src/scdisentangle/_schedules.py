@@ -71,6 +71,28 @@ def disentanglement_weight(progress: float, warmup: float = 0.0, ramp: float = 0
     return 1.0 if ramp == 0 else min((progress - warmup) / ramp, 1.0)
 
 
+def interval_factor(step: int, n_steps: float, interval: int) -> float | None:
+    """Factor on a term that some steps of an epoch have, or ``None`` in a step without it.
+
+    Its mean over the steps of an epoch is 1.
+
+    Source: lazy regularization in Karras et al. (2020), Analyzing and improving the image quality
+    of StyleGAN, CVPR.
+
+    Parameters
+    ----------
+    step
+        Index of the step in its epoch.
+    n_steps
+        Steps of an epoch; infinite if nobody knows.
+    interval
+        Steps from one with the term to the next; the first step of an epoch has it.
+    """
+    if step % interval:
+        return None
+    return n_steps / math.ceil(n_steps / interval) if math.isfinite(n_steps) else float(interval)
+
+
 def learning_rate_factor(progress: float, schedule: LearningRateSchedule = "cosine") -> float:
     r"""Factor on the learning rate: :math:`(1 + \cos \pi p) / 2`, or 1 if ``"constant"``.
 

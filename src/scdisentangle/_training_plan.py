@@ -13,9 +13,12 @@ from torch import Tensor
 
 from . import _schedules
 from ._epoch_log import EpochLogMixin
-from ._errors import InputError, check_choice, check_options
+from ._errors import InputError, check_choice, check_count, check_options
 from ._finite import FiniteGuard
 from ._module import DisentangleModule
+
+MANY_STEPS = 20
+"""Steps of an epoch from which every second is enough for the disentanglement term."""
 
 
 class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
@@ -39,6 +42,12 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
     dis_warmup, dis_ramp
         Length of the warm-up without the disentanglement term, and of its linear ramp after that:
         epochs as an ``int``, a share of training as a ``float``.
+    dis_every_n_steps
+        Steps from one with the disentanglement term to the next. Its weight rises as much, so that
+        an epoch has the same share of it. ``None`` takes every second step in epochs of
+        ``MANY_STEPS`` or more, and every step in shorter ones: on few cells it has too few steps to
+        learn from. Objectives with estimators of their own, which must keep up with the codes, are
+        taken in every step.
     lr, lr_schedule
         Learning rate, and its course: ``"cosine"`` down to 0, after the warm-up, or ``"constant"``,
         as always with ``reduce_lr_on_plateau``.
@@ -72,6 +81,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         reconstruction_floor: float | None = None,
         dis_warmup: int | float = 0.05,
         dis_ramp: int | float = 0.25,
+        dis_every_n_steps: int | None = None,
         lr: float = 3e-3,
         lr_schedule: _schedules.LearningRateSchedule = "cosine",
         lr_warmup: int | float = 0.1,
@@ -93,7 +103,11 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         self.noise = {"start": noise_start, "end": noise_end, "schedule": noise_schedule}
         self.reconstruction_floor = reconstruction_floor
         self.dis_warmup, self.dis_ramp, self.lr_warmup = dis_warmup, dis_ramp, lr_warmup
+        if dis_every_n_steps is not None:
+            check_count(dis_every_n_steps=dis_every_n_steps)
+        self.dis_every_n_steps = dis_every_n_steps
         self.automatic_optimization = not self.module.disentanglement.has_estimators
+        self._step = 0
 
     @property
     def progress(self) -> float:
@@ -123,13 +137,27 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         }
 
     def forward(self, *args, **kwargs):
-        """Run the module under the noise level and the weights of this epoch."""
+        """Run the module under the noise level and the weights of this step."""
         kwargs["inference_kwargs"] = {"noise_level": self.noise_level}
-        kwargs["loss_kwargs"] = {**kwargs.get("loss_kwargs", {}), **self.weights()}
+        kwargs["loss_kwargs"] = {**self._weights_of_step(), **kwargs.get("loss_kwargs", {})}
         outputs = super().forward(*args, **kwargs)
         self._metrics = outputs[2].extra_metrics
         self._n_cells = outputs[2].n_obs_minibatch
         return outputs
+
+    def _weights_of_step(self) -> dict[str, float | None]:
+        weights = self.weights()
+        if not self.training:
+            return weights
+        n_steps = self.trainer.num_training_batches
+        factor = _schedules.interval_factor(self._step, n_steps, self._dis_interval(n_steps))
+        of_dis = None if factor is None else factor * weights["disentanglement_weight"]
+        return {**weights, "disentanglement_weight": of_dis}
+
+    def _dis_interval(self, n_steps: float) -> int:
+        if self.module.disentanglement.has_estimators:
+            return 1
+        return self.dis_every_n_steps or (2 if n_steps >= MANY_STEPS else 1)
 
     def _terms(self) -> dict[str, Tensor]:
         """Terms of the last loss with their weights, and what the estimators add to it."""
@@ -143,7 +171,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         return terms
 
     def _terms_of(self, minibatch) -> dict[str, Tensor]:
-        self.forward(minibatch)
+        self.forward(minibatch, loss_kwargs=self.weights())
         return self._terms()
 
     def on_train_start(self) -> None:
@@ -190,6 +218,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
 
     def training_step(self, batch, batch_idx):
         """One step; estimators that an objective brings along take theirs beside it."""
+        self._step = batch_idx
         loss = super().training_step(batch, batch_idx)
         self._guard.watch(self._terms(), batch, self.current_epoch + 1, batch_idx + 1)
         if not self.automatic_optimization:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scdisentangle._errors import InputError
-
 
 @dataclass(frozen=True)
 class Codes:
@@ -89,28 +87,6 @@ class Objective(nn.Module, ABC):
 def differentiable_zero(z: Tensor) -> Tensor:
     """Zero with a zero gradient, for minibatches in which there is nothing to compare."""
     return z[:0].sum()
-
-
-def check_positive(**options: float) -> None:
-    """Raise :class:`InputError` unless every option is a number above zero."""
-    for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise InputError(f"{option}={value!r} must be a number above zero.")
-
-
-def check_count(**options: int) -> None:
-    """Raise :class:`InputError` unless every option is an integer above zero."""
-    check_positive(**options)
-    for option, value in options.items():
-        if not isinstance(value, int):
-            raise InputError(f"{option}={value!r} must be a whole number.")
-
-
-def check_share(**options: float) -> None:
-    """Raise :class:`InputError` unless every option is a number in [0, 1]."""
-    for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InputError(f"{option}={value!r} must be a number from 0 to 1.")
 
 
 def one_hot(batch: Tensor, n_batch: int, like: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._base import Codes, Objective, check_count, check_positive
+from scdisentangle._errors import check_count, check_positive
+
+from ._base import Codes, Objective
 from ._estimators import mlp
 from .classification import batch_cross_entropy
 

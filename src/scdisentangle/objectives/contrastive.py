@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scdisentangle._errors import InputError, check_choice
+from scdisentangle._errors import InputError, check_choice, check_count, check_positive, check_share
 
 from ._base import (
     Codes,
     Objective,
-    check_count,
-    check_positive,
-    check_share,
 )
 
 _EXCLUDED = -1e9

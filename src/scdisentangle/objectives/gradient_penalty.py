@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from scdisentangle._errors import InputError
+from scdisentangle._errors import InputError, check_count
 
-from ._base import Codes, Objective, check_count
+from ._base import Codes, Objective
 from ._estimators import frozen_call, mlp, standardise
 from .classification import batch_cross_entropy
 

@@ -3,12 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scdisentangle._errors import InputError, check_choice
+from scdisentangle._errors import InputError, check_choice, check_count
 
 from ._base import (
     Codes,
     Objective,
-    check_count,
     differentiable_zero,
 )
 from ._kernels import gaussian_kernel, or_one

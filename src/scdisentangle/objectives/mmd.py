@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scdisentangle._errors import InputError, check_choice
+from scdisentangle._errors import InputError, check_choice, check_count, check_positive
 
 from ._base import (
     Codes,
     Objective,
-    check_count,
-    check_positive,
     differentiable_zero,
     one_hot,
 )

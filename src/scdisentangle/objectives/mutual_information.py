@@ -6,12 +6,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from scdisentangle._errors import check_choice
+from scdisentangle._errors import check_choice, check_count
 
 from ._base import (
     Codes,
     Objective,
-    check_count,
     differentiable_zero,
 )
 from ._estimators import frozen_call, mlp, standardise
