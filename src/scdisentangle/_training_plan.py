@@ -17,8 +17,10 @@ from ._errors import InputError, check_choice, check_count, check_options
 from ._finite import FiniteGuard
 from ._module import DisentangleModule
 
-MANY_STEPS = 20
-"""Steps of an epoch from which every second is enough for the disentanglement term."""
+STEPS_WITH_DIS = 10
+"""Steps of an epoch that have the disentanglement term, before others are without it."""
+LONGEST_INTERVAL = 4
+"""Steps from one with that term to the next, at the most."""
 
 
 class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
@@ -44,10 +46,9 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         epochs as an ``int``, a share of training as a ``float``.
     dis_every_n_steps
         Steps from one with the disentanglement term to the next. Its weight rises as much, so that
-        an epoch has the same share of it. ``None`` takes every second step in epochs of
-        ``MANY_STEPS`` or more, and every step in shorter ones: on few cells it has too few steps to
-        learn from. Objectives with estimators of their own, which must keep up with the codes, are
-        taken in every step.
+        an epoch has the same share of it. ``None`` takes as many as leave ten steps of an epoch
+        with the term, at most 4: with fewer, cell lines mixed in a set of 1,000 cells. Objectives
+        with estimators of their own, which must keep up with the codes, are taken in every step.
     lr, lr_schedule
         Learning rate, and its course: ``"cosine"`` down to 0, after the warm-up, or ``"constant"``,
         as always with ``reduce_lr_on_plateau``.
@@ -157,7 +158,9 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
     def _dis_interval(self, n_steps: float) -> int:
         if self.module.disentanglement.has_estimators:
             return 1
-        return self.dis_every_n_steps or (2 if n_steps >= MANY_STEPS else 1)
+        if self.dis_every_n_steps is not None:
+            return self.dis_every_n_steps
+        return int(max(1, min(n_steps // STEPS_WITH_DIS, LONGEST_INTERVAL)))
 
     def _terms(self) -> dict[str, Tensor]:
         """Terms of the last loss with their weights, and what the estimators add to it."""
