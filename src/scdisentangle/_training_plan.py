@@ -17,7 +17,7 @@ from ._errors import InputError, check_choice, check_count, check_options
 from ._finite import FiniteGuard
 from ._module import DisentangleModule
 
-STEPS_WITH_DIS = 10
+STEPS_WITH_DIS = 20
 """Steps of an epoch that have the disentanglement term, before others are without it."""
 LONGEST_INTERVAL = 4
 """Steps from one with that term to the next, at the most."""
@@ -46,9 +46,10 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         epochs as an ``int``, a share of training as a ``float``.
     dis_every_n_steps
         Steps from one with the disentanglement term to the next. Its weight rises as much, so that
-        an epoch has the same share of it. ``None`` takes as many as leave ten steps of an epoch
-        with the term, at most 4: with fewer, cell lines mixed in a set of 1,000 cells. Objectives
-        with estimators of their own, which must keep up with the codes, are taken in every step.
+        an epoch has the same share of it. ``None`` takes as many as leave 20 steps of an epoch
+        with the term, at most 4: with fewer, sets of some thousand cells kept more of the batch.
+        Objectives with estimators of their own, which must keep up with the codes, are taken in
+        every step.
     lr, lr_schedule
         Learning rate, and its course: ``"cosine"`` down to 0, after the warm-up, or ``"constant"``,
         as always with ``reduce_lr_on_plateau``.
