@@ -141,7 +141,7 @@ def bound(model, device: str, n_cells: int) -> float:
 
 
 def training(job: Mapping, n_cells: int, device: str, minibatch: int, epochs: int) -> dict:
-    """Cells a second and the pieces of a step, medians after the first epoch."""
+    """Cells a second and the pieces of a step, means after the first epoch."""
     import scvi
 
     one_thread()
@@ -157,7 +157,7 @@ def training(job: Mapping, n_cells: int, device: str, minibatch: int, epochs: in
         enable_progress_bar=False,
         callbacks=[watch],
     )
-    steps = pd.DataFrame(watch.steps[-(-n_cells // minibatch) :]).median()
+    steps = pd.DataFrame(watch.steps[-(-n_cells // minibatch) :]).mean()
     found = {f"{piece}_ms": 1e3 * steps[piece] for piece in (*PIECES, "step")}
     seconds = float(np.median(watch.epochs[1:]))
     one_thread()

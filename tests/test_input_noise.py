@@ -44,6 +44,14 @@ def test_a_gradient_reaches_the_genes_that_are_not_hidden():
     assert torch.equal(x.grad, (hidden != 0).float())
 
 
+@pytest.mark.parametrize("n_cells", [0, 1, 2 * POOL // 50])
+def test_any_number_of_cells_has_noise(n_cells):
+    x = torch.ones(n_cells, 25)
+    noisy = hide_genes(add_noise(x, 0.1), 0.5)
+    assert noisy.shape == x.shape
+    assert (noisy != x).sum() >= 0.99 * x.numel()
+
+
 def noise(n, level=1.0):
     torch.manual_seed(0)
     return add_noise(torch.zeros(n // 1000, 1000), level)

@@ -53,7 +53,7 @@ def _stretch(pool: Tensor, shape: torch.Size) -> Tensor:
     """Numbers of a shape that stand in a row from a random place; many cells, from several."""
     n_cells, n_genes = shape
     in_a_row = POOL // (2 * n_genes)
-    sizes = [min(in_a_row, n_cells - first) for first in range(0, n_cells, in_a_row)]
+    sizes = [min(in_a_row, n_cells - first) for first in range(0, n_cells or 1, in_a_row)]
     starts = torch.randint(POOL, (len(sizes),)).tolist()
     stretches = [
         pool[start : start + size * n_genes].view(size, n_genes)
