@@ -527,8 +527,7 @@ class DisentangleModule(
         logits = self.classifier(inference_outputs["z_nio"])
         classification = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
         codes = self.codes(tensors, inference_outputs)
-        left_out = disentanglement_weight is None
-        objectives = {} if left_out else self.disentanglement(codes)
+        objectives = {} if disentanglement_weight is None else self.disentanglement(codes)
         kl_local = {
             f"kl_{code}": kl_divergence(posterior, prior).sum(dim=-1)
             for code, (posterior, prior) in self._variational(inference_outputs, batch).items()
@@ -538,10 +537,10 @@ class DisentangleModule(
             "reconstruction_loss": reconstruction_weight * reconstruction.mean(),
             "classification_loss": self.lambda_cls * classification,
         }
-        lambda_dis, zero = self.lambda_dis, torch.zeros_like(classification)
-        for name, weight in self.disentanglement.weights.items():
-            raw = zero if left_out else disentanglement_weight * objectives[name]
-            weighted[name] = lambda_dis * weight * raw
+        weights = self.disentanglement.weights
+        weighted |= dict.fromkeys(weights, torch.zeros_like(classification))
+        for name, term in objectives.items():
+            weighted[name] = disentanglement_weight * self.lambda_dis * weights[name] * term
         for name, term in kl_local.items():
             weighted[name] = kl_weight * (self.kl_weights[name] * term).mean()
         metrics = {"classification_loss": classification, **objectives}

@@ -109,7 +109,6 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             check_count(dis_every_n_steps=dis_every_n_steps)
         self.dis_every_n_steps = dis_every_n_steps
         self.automatic_optimization = not self.module.disentanglement.has_estimators
-        self._step = 0
 
     @property
     def progress(self) -> float:
@@ -152,7 +151,8 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         if not self.training:
             return weights
         n_steps = self.trainer.num_training_batches
-        factor = _schedules.interval_factor(self._step, n_steps, self._dis_interval(n_steps))
+        step = self.trainer.fit_loop.batch_idx
+        factor = _schedules.interval_factor(step, n_steps, self._dis_interval(n_steps))
         of_dis = None if factor is None else factor * weights["disentanglement_weight"]
         return {**weights, "disentanglement_weight": of_dis}
 
@@ -222,7 +222,6 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
 
     def training_step(self, batch, batch_idx):
         """One step; estimators that an objective brings along take theirs beside it."""
-        self._step = batch_idx
         loss = super().training_step(batch, batch_idx)
         self._guard.watch(self._terms(), batch, self.current_epoch + 1, batch_idx + 1)
         if not self.automatic_optimization:

@@ -8,10 +8,7 @@ from torch.nn import functional
 
 from scdisentangle._errors import InputError, check_choice, check_count, check_positive, check_share
 
-from ._base import (
-    Codes,
-    Objective,
-)
+from ._base import Codes, Objective
 
 _EXCLUDED = -1e9
 CLOSE = 0.7

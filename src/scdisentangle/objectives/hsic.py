@@ -5,11 +5,7 @@ from torch import Tensor
 
 from scdisentangle._errors import InputError, check_choice, check_count
 
-from ._base import (
-    Codes,
-    Objective,
-    differentiable_zero,
-)
+from ._base import Codes, Objective, differentiable_zero
 from ._kernels import gaussian_kernel, or_one
 from ._neighbourhoods import soft_clusters
 

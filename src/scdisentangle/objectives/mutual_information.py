@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 from scdisentangle._errors import check_choice, check_count
 
-from ._base import (
-    Codes,
-    Objective,
-    differentiable_zero,
-)
+from ._base import Codes, Objective, differentiable_zero
 from ._estimators import frozen_call, mlp, standardise
 
 _MAX_LOG_VARIANCE = 6.0
