@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torchmetrics import Metric
 
 STEPS = ("training_step", "validation_step")
 STEPS_KEPT = 1000
@@ -35,20 +34,14 @@ class EpochLogMixin(LightningModule):
         size = options.pop("batch_size", None) or self._n_cells
         kept = self.__dict__.setdefault("_kept", {}).setdefault(self._current_fx_name, {})
         _, values = kept.setdefault(name, (options, []))
-        if isinstance(value, Metric):
-            values[:] = [value]  # it adds up by itself
-        else:
-            value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
-            values.append((value.detach(), size))
-            if len(values) == STEPS_KEPT:
-                values[:] = [_mean(values)]
+        value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        values.append((value.detach(), size))
+        if len(values) == STEPS_KEPT:
+            values[:] = [_mean(values)]
 
     def _log_means(self, step: str) -> None:
         """Log the means over an epoch's steps, each weighed by its cells."""
         for name, (options, values) in self.__dict__.get("_kept", {}).pop(step, {}).items():
-            if isinstance(values[0], Metric):
-                super().log(name, values[0], **options)
-                continue
             mean, size = _mean(values)
             super().log(name, mean, batch_size=size, **options)
 

@@ -103,7 +103,7 @@ def reconstruction_loss(
     """
     if gene_likelihood == "mse":
         return squared_error(px.mean, target)
-    if target.is_cuda:  # finding the counts above 0 would mean waiting for the device
+    if target.device.type != "cpu":  # finding the counts above 0 would mean waiting for the device
         return -px.log_prob(target).sum(dim=-1)
     if gene_likelihood == "nb":
         return negative_binomial_loss(px.mu, px.dispersion, target, above_zero)

@@ -228,9 +228,12 @@ class Codebook(nn.Module):
         A cell of a batch that was added later, ``n_learned`` or above, takes the code of its
         batch: the encoder, which learned without it, cannot tell.
         """
-        learned = self.codes.detach()[: self.n_learned]
-        nearest = (learned.square().sum(dim=1) - 2 * z.detach() @ learned.T).argmin(dim=1)
-        return self.codes[torch.where(batch < self.n_learned, nearest, batch)] + z - z.detach()
+        encoded, learned = z.detach(), self.codes.detach()[: self.n_learned]
+        lengths = learned.square().sum(dim=1)
+        nearest = torch.addmm(lengths, encoded, learned.T, alpha=-2).argmin(dim=1)
+        if self.n_learned < len(self.codes):
+            nearest = torch.where(batch < self.n_learned, nearest, batch)
+        return self.codes[nearest] + (z - encoded)
 
     def commitment(self, z: Tensor, batch: Tensor) -> Tensor:
         """Squared distance of each cell to the code of its own batch, shape ``(n_cells,)``."""

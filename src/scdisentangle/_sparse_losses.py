@@ -53,7 +53,7 @@ def negative_binomial_loss(
 class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, mu: Tensor, theta: Tensor, counts: Tensor, at: Tensor) -> Tensor:
-        cell, gene = _cell_and_gene(at, counts)
+        n_of_cell, cell, gene = _places(at, counts)
         ratio = mu / theta
         log_ratio = torch.log1p(ratio)
         y, mu_y, log_ratio_y = (_at(values, at) for values in (counts, mu, log_ratio))
@@ -64,20 +64,20 @@ class _NegativeBinomial(torch.autograd.Function):
         ctx.save_for_backward(theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y)
         with torch.autocast(mu.device.type, enabled=False):
             of_all = log_ratio @ theta if theta.dim() == 1 else (log_ratio * theta).sum(dim=-1)
-        return of_all.index_add_(0, cell, of_y, alpha=-1)
+        return of_all - _sum_of_cell(of_y, n_of_cell)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
         theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y = ctx.saved_tensors
-        by_cell, g_y = g.unsqueeze(-1), g[cell]
+        by_cell, g_y = g.unsqueeze(-1), g.index_select(0, cell)
         share = y / (theta_y + mu_y)
         of_y = g_y * (share - digamma(y + theta_y))
         d_mu = (ratio + 1).reciprocal_()
         if theta.dim() == 1:
             with torch.autocast(g.device.type, enabled=False):
                 d_theta = g @ log_ratio + g @ d_mu - g.sum()
-            d_theta.index_add_(0, gene, of_y + g_y * digamma(theta)[gene])
+            d_theta.index_add_(0, gene, of_y + g_y * _of_counts(digamma(theta), at, gene))
         else:
             d_theta = (log_ratio + d_mu).sub_(1).mul_(by_cell)
             d_theta.view(-1).index_add_(0, at, of_y + g_y * digamma(theta_y))
@@ -110,7 +110,7 @@ def zero_inflated_loss(
     Shape ``(n_cells,)``.
     """
     at = where_above_zero(counts) if above_zero is None else above_zero
-    cell, gene = _cell_and_gene(at, counts)
+    n_of_cell, _, gene = _places(at, counts)
     log_ratio = torch.log1p(mu / theta)
     zeros = softplus(-zi_logits) - softplus(-zi_logits - theta * log_ratio)
     y, mu_y, zi_y, log_ratio_y, zeros_y = (
@@ -123,7 +123,7 @@ def zero_inflated_loss(
         + _log_binomial(y, theta_y, _of_counts(theta.lgamma(), at, gene))
         - softplus(zi_y)
     )
-    return zeros.sum(dim=-1).index_add(0, cell, of_y + zeros_y, alpha=-1)
+    return zeros.sum(dim=-1) - _sum_of_cell(of_y + zeros_y, n_of_cell)
 
 
 def poisson_loss(rate: Tensor, counts: Tensor, above_zero: Tensor | None = None) -> Tensor:
@@ -141,9 +141,10 @@ def poisson_loss(rate: Tensor, counts: Tensor, above_zero: Tensor | None = None)
     Shape ``(n_cells,)``.
     """
     at = where_above_zero(counts) if above_zero is None else above_zero
-    cell, _ = _cell_and_gene(at, counts)
+    n_of_cell, _, _ = _places(at, counts)
     y, rate_y = _at(counts, at), _at(rate, at) + torch.finfo(rate.dtype).tiny
-    return rate.sum(dim=-1).index_add(0, cell, y * rate_y.log() - torch.lgamma(y + 1), alpha=-1)
+    of_y = y * rate_y.log() - torch.lgamma(y + 1)
+    return rate.sum(dim=-1) - _sum_of_cell(of_y, n_of_cell)
 
 
 def digamma(x: Tensor) -> Tensor:
@@ -170,10 +171,17 @@ def digamma(x: Tensor) -> Tensor:
     return -inverse.log() - series - pairs
 
 
-def _cell_and_gene(at: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    n_genes = counts.shape[-1]
-    cell = at.div(n_genes, rounding_mode="floor")
-    return cell, at - cell * n_genes
+def _places(at: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts above 0 of each cell, and the cell and the gene of each of them."""
+    n_cells, n_genes = counts.shape
+    ends = torch.arange(0, (n_cells + 1) * n_genes, n_genes)
+    n_of_cell = torch.searchsorted(at, ends).diff()
+    cell = torch.repeat_interleave(n_of_cell, output_size=len(at))
+    return n_of_cell, cell, torch.add(at, cell, alpha=-n_genes)
+
+
+def _sum_of_cell(values: Tensor, n_of_cell: Tensor) -> Tensor:
+    return torch.segment_reduce(values, "sum", lengths=n_of_cell)
 
 
 def _at(values: Tensor, at: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import get_args
 
 import torch
+from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 from torch import Tensor
 
@@ -234,9 +235,28 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         return loss
 
     @torch.no_grad()
-    def compute_and_log_metrics(self, *args, **kwargs) -> None:
-        """As in scvi-tools, but out of inference mode, whose tensors processes cannot average."""
-        inspect.unwrap(TrainingPlan.compute_and_log_metrics)(self, *args, **kwargs)
+    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: object, mode: str) -> None:
+        """Log the terms of a step by scvi-tools' names, as means over its cells.
+
+        They come to what scvi-tools' ``metrics`` give, which take longer to add them up.
+        """
+        n_cells = loss_output.n_obs_minibatch
+        reconstruction = loss_output.reconstruction_loss_sum / n_cells
+        kl_local = loss_output.kl_local_sum / n_cells
+        values = {
+            "elbo": reconstruction + kl_local,
+            "reconstruction_loss": reconstruction,
+            "kl_local": kl_local,
+            "kl_global": 0.0,
+            **loss_output.extra_metrics,
+        }
+        self.log_dict(
+            {f"{name}_{mode}": value for name, value in values.items()},
+            on_step=self.on_step,
+            on_epoch=self.on_epoch,
+            batch_size=n_cells,
+            sync_dist=self.use_sync_dist,
+        )
 
     def _optimizer_creator_fn(self, optimizer_cls: type[torch.optim.Optimizer]):
         """Take the fused step, but where Lightning would have to clip gradients that it scales."""
