@@ -258,11 +258,22 @@ class DisentangleModule(
             self.nio_means = RunningMeans(n_batch, n_latent_nio)
         self.register_buffer("target_sum", torch.tensor(float(target_sum)))
 
-    def normalize(self, x: Tensor, library: Tensor) -> Tensor:
-        """Values as the encoders see them, without noise, shape ``(n_cells, n_genes)``."""
+    def normalize(self, x: Tensor, library: Tensor, above_zero: Tensor | None = None) -> Tensor:
+        """Values as the encoders see them, without noise, shape ``(n_cells, n_genes)``.
+
+        Parameters
+        ----------
+        x, library, above_zero
+            As for inference.
+        """
         if not self.log_normalize:
             return x
-        return (x * ((-library).exp() * self.target_sum)).log1p_()
+        scaled = x * ((-library).exp() * self.target_sum)
+        if above_zero is None:
+            return scaled.log1p_()
+        flat = scaled.view(-1)
+        flat.scatter_(0, above_zero, flat.index_select(0, above_zero).log1p_())
+        return scaled
 
     def on_load(self, model, **kwargs) -> None:
         """Take from a loaded model which of its batches it learned and which were added later."""
@@ -309,6 +320,7 @@ class DisentangleModule(
             MODULE_KEYS.LIBRARY_KEY: library,
             MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
             **self.covariates(tensors),
+            "above_zero": tensors.get(ABOVE_ZERO_KEY),
         }
 
     def _get_generative_input(
@@ -337,6 +349,7 @@ class DisentangleModule(
         cat_covs: Tensor | None = None,
         noise_level: float = 0.0,
         n_samples: int | None = None,
+        above_zero: Tensor | None = None,
     ) -> dict[str, Tensor | Distribution | None]:
         r"""Encode: ``x`` to ``z_bio`` and ``z_nio``.
 
@@ -356,8 +369,10 @@ class DisentangleModule(
         n_samples
             Draws from the posterior of variational codes; more than one come first in the shape.
             ``None`` takes the mean, and one draw in training.
+        above_zero
+            Where ``x`` is not 0, as an index of the flattened matrix, where it is known.
         """
-        normalized = self.normalize(x, library)
+        normalized = self.normalize(x, library, above_zero)
         noisy = normalized
         if self.training:
             noisy = add_noise(normalized, self.nio_noise_factor * noise_level)
