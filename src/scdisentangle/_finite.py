@@ -51,7 +51,8 @@ class FiniteGuard:
         NonFiniteError
             If one is not finite; on an accelerator, up to ``STEPS_BETWEEN_LOOKS`` steps later.
         """
-        values = torch.stack([term.detach().float() for term in terms.values()])
+        with torch.no_grad():
+            values = torch.stack(list(terms.values())).float()
         self.pending.append((f"in epoch {epoch}, step {step}", list(terms), values))
         self.at_every_step = looks_at_every_step(values)
         if self.at_every_step or step == 1 or len(self.pending) == STEPS_BETWEEN_LOOKS:

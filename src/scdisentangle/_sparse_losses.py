@@ -56,12 +56,12 @@ class _NegativeBinomial(torch.autograd.Function):
         n_of_cell, cell, gene = _places(at, counts)
         ratio = mu / theta
         log_ratio = torch.log1p(ratio)
-        y, mu_y, log_ratio_y = (_at(values, at) for values in (counts, mu, log_ratio))
-        mu_y += torch.finfo(mu.dtype).tiny
+        y, mu_y = _at(counts, at), _at(mu, at).add_(torch.finfo(mu.dtype).tiny)
         theta_y = _of_counts(theta, at, gene)
-        of_y = y * ((mu_y / theta_y).log_() - log_ratio_y)
+        sum_y = theta_y + mu_y
+        of_y = y * (mu_y / sum_y).log_()
         of_y += _log_binomial(y, theta_y, _of_counts(theta.lgamma(), at, gene))
-        ctx.save_for_backward(theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y)
+        ctx.save_for_backward(theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y, sum_y)
         with torch.autocast(mu.device.type, enabled=False):
             of_all = log_ratio @ theta if theta.dim() == 1 else (log_ratio * theta).sum(dim=-1)
         return of_all - _sum_of_cell(of_y, n_of_cell)
@@ -69,9 +69,9 @@ class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y = ctx.saved_tensors
+        theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y, sum_y = ctx.saved_tensors
         by_cell, g_y = g.unsqueeze(-1), g.index_select(0, cell)
-        share = y / (theta_y + mu_y)
+        share = y / sum_y
         of_y = g_y * (share - digamma(y + theta_y))
         d_mu = (ratio + 1).reciprocal_()
         if theta.dim() == 1:

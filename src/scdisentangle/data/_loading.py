@@ -129,6 +129,7 @@ class HostRows(Dataset):
         """Registered values of some cells."""
         if not sparse.issparse(self.x):
             return self.source[indexes]
+        indexes = np.asarray(indexes)
         x = self.x[indexes].astype(self.dtypes[REGISTRY_KEYS.X_KEY], copy=False)
         minibatch = {REGISTRY_KEYS.X_KEY: x.toarray(), **self.source[indexes]}
         if self.x.has_canonical_format and x.data.all():
