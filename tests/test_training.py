@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from scvi.train import SaveCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.utils import counters
 
-from scdisentangle import DisentangleModel, data
+from scdisentangle import DisentangleModel, _input_noise, _likelihoods, data
 
 
 def fit(max_epochs=3, plan_kwargs=None, objective="contrastive", **kwargs):
@@ -194,3 +195,27 @@ def test_a_compiled_model_agrees_with_an_eager_one():
     np.testing.assert_allclose(
         compiled.get_latent_representation(), eager.get_latent_representation(), atol=0.01
     )
+
+
+def test_a_compiled_step_is_one_graph_that_schedules_do_not_compile_again(monkeypatch):
+    """With the noise and the likelihood that a GPU takes."""
+
+    def dense(mu, theta, counts, above_zero):
+        return -_likelihoods.NegativeBinomial(mu=mu, theta=theta).log_prob(counts).sum(dim=-1)
+
+    monkeypatch.setattr(_input_noise, "POOL", 0)
+    monkeypatch.setattr(_likelihoods, "negative_binomial_loss", dense)
+    graphs = []
+    for max_epochs in (4, 8):
+        torch._dynamo.reset()
+        counters.clear()
+        fit(
+            max_epochs,
+            {"compile": True, "compile_kwargs": {"backend": "aot_eager"}},
+            batch_size=48,
+            train_size=1.0,
+            datasplitter_kwargs={"drop_last": True},
+        )
+        assert not counters["graph_break"]
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] == graphs[1]

@@ -268,4 +268,4 @@ class Contrastive(Objective):
 
 def _rounded(n: float) -> int:
     """The whole number above or below, at random so that the mean is ``n``."""
-    return int(n + torch.rand(()).item())
+    return int(n) if n == int(n) else int(n + torch.rand(()).item())
