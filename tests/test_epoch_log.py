@@ -8,6 +8,7 @@ import scvi
 import torch
 from lightning.pytorch import Callback, LightningModule
 from scvi.train import TrainingPlan
+from torchmetrics import SumMetric
 
 from scdisentangle import DisentangleModel, DisentangleTrainingPlan, _epoch_log, data
 from scdisentangle._epoch_log import EpochLogMixin
@@ -47,6 +48,22 @@ def test_the_history_is_that_of_scvi_tools_and_lightning(monkeypatch, objective,
         np.testing.assert_allclose(
             ours[name].to_numpy(float), theirs[name].to_numpy(float), rtol=1e-5, atol=1e-6
         )
+
+
+def test_a_metric_of_a_plan_adds_up_over_an_epoch(monkeypatch):
+    class Counting(DisentangleTrainingPlan):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.n_cells = SumMetric()
+
+        def training_step(self, batch, batch_idx):
+            self.n_cells.update(len(batch["X"]))
+            self.log("n_cells", self.n_cells, on_epoch=True, on_step=False)
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.setattr(DisentangleModel, "_training_plan_cls", Counting)
+    history = trained(2, train_size=0.8).history
+    assert history["n_cells"]["n_cells"].tolist() == [120, 120]
 
 
 def test_many_steps_give_the_same_mean(monkeypatch):

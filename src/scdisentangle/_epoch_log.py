@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torchmetrics import Metric
 
 STEPS = ("training_step", "validation_step")
 STEPS_KEPT = 1000
@@ -26,8 +27,9 @@ class EpochLogMixin(LightningModule):
     """Cells in the minibatch of this step, which its values are weighed by."""
 
     def log(self, name: str, value: Any, **options) -> None:
-        """Keep a value of a step until the epoch ends; log any other."""
-        if self.on_step or self._current_fx_name not in STEPS:
+        """Keep a value of a step until the epoch ends; log any other, and metrics, which add up."""
+        at_once = self.on_step or self._current_fx_name not in STEPS
+        if at_once or isinstance(value, Metric):
             super().log(name, value, **options)
             return
         options |= {"on_step": False, "on_epoch": True}
