@@ -229,8 +229,8 @@ class Codebook(nn.Module):
         batch: the encoder, which learned without it, cannot tell.
         """
         encoded, learned = z.detach(), self.codes.detach()[: self.n_learned]
-        lengths = learned.square().sum(dim=1)
-        nearest = torch.addmm(lengths, encoded, learned.T, alpha=-2).argmin(dim=1)
+        squares = learned.square().sum(dim=1)
+        nearest = torch.addmm(squares, encoded, learned.T, alpha=-2).argmin(dim=1)
         if self.n_learned < len(self.codes):
             nearest = torch.where(batch < self.n_learned, nearest, batch)
         return self.codes[nearest] + (z - encoded)

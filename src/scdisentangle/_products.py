@@ -81,7 +81,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _of_weight(g: Tensor, x: Tensor) -> Tensor:
-    """``g.T @ x``; oneDNN copies the first of its operands, so that this is the smaller."""
+    """``g.T @ x``; oneDNN copies its first operand, and gains nothing where that is the larger."""
     if g.shape[1] <= x.shape[1]:
         return _Linear.apply(g.T, x.T, None)
     return g.T @ x
