@@ -211,6 +211,40 @@ def test_a_quantised_code_is_the_nearest_and_learns_straight_through(tensors):
     assert gradient_norm(module.encoder.nio_encoder.parameters()) > 0
 
 
+@pytest.mark.parametrize("flow", ["quantized", "detached", "variational", "free"])
+def test_z_nio_that_is_not_encoded_is_that_of_the_batch_and_learns_nothing(tensors, flow):
+    module = make(nio_flow=flow).train()
+    module(tensors)
+    of_batch = {
+        "quantized": lambda: module.codebook.codes,
+        "variational": lambda: module.prior_nio_mean,
+    }.get(flow, lambda: module.nio_means.means)()
+    kwargs = module._get_inference_input(tensors)
+    outputs = module.inference(**kwargs, encode_nio=False)
+    batch = tensors[REGISTRY_KEYS.BATCH_KEY].ravel()
+    assert torch.equal(outputs["z_nio"], of_batch[batch])
+    generated = module.generative(**module._get_generative_input(tensors, outputs))
+    losses = module.loss(tensors, outputs, generated, classification_weight=None)
+    losses.loss.backward()
+    for part in (module.encoder.nio_encoder, module.encoder.nio_head, module.classifier):
+        assert all(parameter.grad is None for parameter in part.parameters())
+    if of_batch.requires_grad:
+        assert of_batch.grad is None
+    assert gradient_norm(module.encoder.bio_encoder.parameters()) > 0
+
+
+def test_a_loss_without_the_classification_lacks_just_that(tensors):
+    module = make(nio_flow="quantized", lambda_cls=3.0).eval()
+    outputs = module(tensors)[:2]
+    whole, rest = (
+        module.loss(tensors, *outputs, classification_weight=weight) for weight in (2.0, None)
+    )
+    names = ("classification_loss", "commitment")
+    left_out = sum(whole.extra_metrics[name] for name in names)
+    torch.testing.assert_close(whole.loss - rest.loss, 2.0 * 3.0 * left_out, rtol=1e-3, atol=1e-3)
+    assert not set(names) & set(rest.extra_metrics)
+
+
 def test_genes_are_hidden_from_the_encoder_of_z_bio_in_training_only(tensors):
     module = make(input_dropout=0.4)
     seen = {"bio": [], "nio": []}

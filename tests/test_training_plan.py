@@ -134,6 +134,24 @@ def test_the_disentanglement_term_is_taken_in_some_steps(case, monkeypatch):
     assert len(taken) - n_validation == 2 * n_taken
 
 
+@pytest.mark.parametrize(
+    ("flow", "n_taken"), [("quantized", 5), ("detached", 23), ("variational", 23), ("free", 23)]
+)
+def test_a_quantised_z_nio_learns_in_the_steps_that_have_the_term(flow, n_taken):
+    n_learning = 0
+
+    class Count(Callback):
+        def on_before_optimizer_step(self, trainer, plan, optimizer):
+            nonlocal n_learning
+            learning = [p.grad is not None for p in plan.module.classifier.parameters()]
+            assert all(learning) or not any(learning)
+            n_learning += learning[0]
+
+    model = trained(2, {"dis_every_n_steps": 5}, nio_flow=flow, batch_size=6, callbacks=[Count()])
+    assert model.trainer.num_training_batches == 23
+    assert n_learning == 2 * n_taken
+
+
 @pytest.mark.parametrize("every", [0, -1, 1.5])
 def test_an_interval_that_is_none_is_refused(every):
     with pytest.raises(InputError, match=f"dis_every_n_steps={every}"):

@@ -350,6 +350,7 @@ class DisentangleModule(
         noise_level: float = 0.0,
         n_samples: int | None = None,
         above_zero: Tensor | None = None,
+        encode_nio: bool = True,
     ) -> dict[str, Tensor | Distribution | None]:
         r"""Encode: ``x`` to ``z_bio`` and ``z_nio``.
 
@@ -371,16 +372,18 @@ class DisentangleModule(
             ``None`` takes the mean, and one draw in training.
         above_zero
             Where ``x`` is not 0, as an index of the flattened matrix, where it is known.
+        encode_nio
+            Whether to encode ``z_nio``. If not, it is that of the cell's batch,
+            :attr:`nio_of_batch`, and no gradient reaches what it is made of.
         """
         normalized = self.normalize(x, library, above_zero)
-        noisy = normalized
-        if self.training:
-            noisy = add_noise(normalized, self.nio_noise_factor * noise_level)
-        encoded_nio, q_nio = self.encoder.encode_nio(noisy, *self._encoded(cont_covs, cat_covs))
-        z_nio = encoded_nio
-        if self.nio_flow == "quantized":
-            z_nio = self.codebook(encoded_nio, batch_index.squeeze(-1))
-        z_nio = self._draw(z_nio, q_nio, n_samples)
+        encoded_nio, q_nio = None, None
+        if encode_nio:
+            seen = normalized
+            if self.training:
+                seen = add_noise(normalized, self.nio_noise_factor * noise_level)
+            encoded_nio, q_nio = self.encoder.encode_nio(seen, *self._encoded(cont_covs, cat_covs))
+        z_nio = self._draw(self._nio(encoded_nio, batch_index.squeeze(-1)), q_nio, n_samples)
         comparable = self.gene_shifts(normalized, batch_index.squeeze(-1))
         z_bio, q_bio = self.encode_bio(
             comparable, noise_level, batch_index, cont_covs, cat_covs, n_samples
@@ -392,6 +395,11 @@ class DisentangleModule(
             "encoded_nio": encoded_nio,
             "noise_level": noise_level,
         }
+
+    def _nio(self, encoded: Tensor | None, batch: Tensor) -> Tensor:
+        if encoded is None:
+            return self.nio_of_batch.detach()[batch]
+        return self.codebook(encoded, batch) if self.nio_flow == "quantized" else encoded
 
     def _encoded(self, cont_covs: Tensor | None, cat_covs: Tensor | None):
         return (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
@@ -510,6 +518,19 @@ class DisentangleModule(
             pairs["nio"] = q_nio, Normal(of_cell @ self.prior_nio_mean, log_scale.exp())
         return pairs
 
+    @property
+    def terms_of_nio(self) -> tuple[str, ...]:
+        """Names of the terms that hold ``z_nio`` to the batch, which ``lambda_cls`` weighs."""
+        names = ("classification_loss", "commitment")
+        return names if self.nio_flow == "quantized" else names[:1]
+
+    def _classified(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
+        logits = self.classifier(inference_outputs["z_nio"])
+        terms = [batch_cross_entropy(logits, batch, balanced=self.class_balanced)]
+        if self.nio_flow == "quantized":
+            terms += [self.codebook.commitment(inference_outputs["encoded_nio"], batch).mean()]
+        return dict(zip(self.terms_of_nio, terms, strict=True))
+
     def loss(
         self,
         tensors: dict[str, Tensor],
@@ -518,6 +539,7 @@ class DisentangleModule(
         reconstruction_weight: float = 1.0,
         disentanglement_weight: float | None = 1.0,
         kl_weight: float = 1.0,
+        classification_weight: float | None = 1.0,
     ) -> LossOutput:
         r"""Add up the terms of the loss.
 
@@ -527,8 +549,9 @@ class DisentangleModule(
             Minibatch as scvi-tools' data loaders give it.
         inference_outputs, generative_outputs
             What :meth:`inference` and :meth:`generative` returned.
-        reconstruction_weight, disentanglement_weight, kl_weight
-            Factors :math:`w` on the terms; ``disentanglement_weight=None`` leaves its term out.
+        reconstruction_weight, disentanglement_weight, kl_weight, classification_weight
+            Factors :math:`w` on the terms. ``None`` leaves out that of the classification, or that
+            of the disentanglement.
         """
         batch = tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1)
         counts = self.gene_likelihood in COUNT_LIKELIHOODS
@@ -539,34 +562,29 @@ class DisentangleModule(
             target,
             tensors.get(ABOVE_ZERO_KEY),
         )
-        logits = self.classifier(inference_outputs["z_nio"])
-        classification = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
         codes = self.codes(tensors, inference_outputs)
+        of_cls = {} if classification_weight is None else self._classified(inference_outputs, batch)
         objectives = {} if disentanglement_weight is None else self.disentanglement(codes)
         kl_local = {
             f"kl_{code}": kl_divergence(posterior, prior).sum(dim=-1)
             for code, (posterior, prior) in self._variational(inference_outputs, batch).items()
         }
 
-        weighted = {
-            "reconstruction_loss": reconstruction_weight * reconstruction.mean(),
-            "classification_loss": self.lambda_cls * classification,
-        }
         weights = self.disentanglement.weights
-        weighted |= dict.fromkeys(weights, torch.zeros_like(classification))
+        left_out = reconstruction.new_zeros(())
+        weighted = {"reconstruction_loss": reconstruction_weight * reconstruction.mean()}
+        weighted |= dict.fromkeys([*self.terms_of_nio, *weights], left_out)
+        for name, term in of_cls.items():
+            weighted[name] = classification_weight * self.lambda_cls * term
         for name, term in objectives.items():
             weighted[name] = disentanglement_weight * self.lambda_dis * weights[name] * term
         for name, term in kl_local.items():
             weighted[name] = kl_weight * (self.kl_weights[name] * term).mean()
-        metrics = {"classification_loss": classification, **objectives}
-        if self.nio_flow == "quantized":
-            commitment = self.codebook.commitment(inference_outputs["encoded_nio"], batch)
-            metrics["commitment"] = commitment.mean()
-            weighted["commitment"] = self.lambda_cls * metrics["commitment"]
         if self.gene_shifts.learned:
             weighted["gene_shifts"] = self.gene_shifts.ridge()
         if self.training and self.nio_flow in ("detached", "free"):
             self.nio_means.update(inference_outputs["z_nio"], batch)
+        metrics = {**of_cls, **objectives}
         metrics |= {f"{name}_weighted": term for name, term in weighted.items()}
         if self.training and self.disentanglement.has_estimators:
             metrics["estimator_loss"] = self.disentanglement.estimator_loss(codes)

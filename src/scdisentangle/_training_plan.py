@@ -50,7 +50,8 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         an epoch has the same share of it. ``None`` takes as many as leave 20 steps of an epoch
         with the term, at most 4: with fewer, sets of some thousand cells kept more of the batch.
         Objectives with estimators of their own, which must keep up with the codes, are taken in
-        every step.
+        every step. The classification goes with it where ``z_nio`` is quantised, which takes the
+        code of the cell's batch in the steps between.
     lr, lr_schedule
         Learning rate, and its course: ``"cosine"`` down to 0, after the warm-up, or ``"constant"``,
         as always with ``reduce_lr_on_plateau``.
@@ -131,6 +132,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             "reconstruction_weight": _schedules.reconstruction_weight(
                 self.progress, self.reconstruction_floor
             ),
+            "classification_weight": 1.0,
             "disentanglement_weight": _schedules.disentanglement_weight(
                 self.progress,
                 _schedules.as_share(self.dis_warmup, self._max_epochs),
@@ -140,8 +142,12 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
 
     def forward(self, *args, **kwargs):
         """Run the module under the noise level and the weights of this step."""
-        kwargs["inference_kwargs"] = {"noise_level": self.noise_level}
-        kwargs["loss_kwargs"] = {**self._weights_of_step(), **kwargs.get("loss_kwargs", {})}
+        weights = {**self._weights_of_step(), **kwargs.get("loss_kwargs", {})}
+        kwargs["loss_kwargs"] = weights
+        kwargs["inference_kwargs"] = {
+            "noise_level": self.noise_level,
+            "encode_nio": weights["classification_weight"] is not None,
+        }
         outputs = super().forward(*args, **kwargs)
         self._metrics = outputs[2].extra_metrics
         self._n_cells = outputs[2].n_obs_minibatch
@@ -154,8 +160,10 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         n_steps = self.trainer.num_training_batches
         step = self.trainer.fit_loop.batch_idx
         factor = _schedules.interval_factor(step, n_steps, self._dis_interval(n_steps))
-        of_dis = None if factor is None else factor * weights["disentanglement_weight"]
-        return {**weights, "disentanglement_weight": of_dis}
+        taken = ["disentanglement_weight"]
+        if self.module.nio_flow == "quantized":  # the decoder needs no encoding of another kind
+            taken.append("classification_weight")
+        return weights | {k: None if factor is None else factor * weights[k] for k in taken}
 
     def _dis_interval(self, n_steps: float) -> int:
         if self.module.disentanglement.has_estimators:
