@@ -166,6 +166,15 @@ def test_a_checkpoint_needs_its_folder(tmp_path):
         train(new_model(), checkpoint=tmp_path / "no" / "state")
 
 
+@pytest.fixture
+def plain_sigterm():
+    """The handler of a fresh process: Ray, which autotuning starts, leaves one of its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("plain_sigterm")
 def test_sigterm_ends_the_program_with_its_code():
     model = new_model()
     at_minibatch(model, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
