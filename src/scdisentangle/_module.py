@@ -519,7 +519,7 @@ class DisentangleModule(
         return pairs
 
     @property
-    def terms_of_nio(self) -> tuple[str, ...]:
+    def _terms_of_nio(self) -> tuple[str, ...]:
         """Names of the terms that hold ``z_nio`` to the batch, which ``lambda_cls`` weighs."""
         names = ("classification_loss", "commitment")
         return names if self.nio_flow == "quantized" else names[:1]
@@ -529,7 +529,7 @@ class DisentangleModule(
         terms = [batch_cross_entropy(logits, batch, balanced=self.class_balanced)]
         if self.nio_flow == "quantized":
             terms += [self.codebook.commitment(inference_outputs["encoded_nio"], batch).mean()]
-        return dict(zip(self.terms_of_nio, terms, strict=True))
+        return dict(zip(self._terms_of_nio, terms, strict=True))
 
     def loss(
         self,
@@ -573,7 +573,7 @@ class DisentangleModule(
         weights = self.disentanglement.weights
         left_out = reconstruction.new_zeros(())
         weighted = {"reconstruction_loss": reconstruction_weight * reconstruction.mean()}
-        weighted |= dict.fromkeys([*self.terms_of_nio, *weights], left_out)
+        weighted |= dict.fromkeys([*self._terms_of_nio, *weights], left_out)
         for name, term in of_cls.items():
             weighted[name] = classification_weight * self.lambda_cls * term
         for name, term in objectives.items():

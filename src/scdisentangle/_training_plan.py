@@ -161,7 +161,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         step = self.trainer.fit_loop.batch_idx
         factor = _schedules.interval_factor(step, n_steps, self._dis_interval(n_steps))
         taken = ["disentanglement_weight"]
-        if self.module.nio_flow == "quantized":  # the decoder needs no encoding of another kind
+        if self.module.nio_flow == "quantized":  # of another, the decoder needs each encoding
             taken.append("classification_weight")
         return weights | {k: None if factor is None else factor * weights[k] for k in taken}
 
