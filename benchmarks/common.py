@@ -27,11 +27,13 @@ KEYS = ("set", "variant", "seed")
 def load(folder: Path, name: str, max_cells: int | None = None) -> ad.AnnData:
     """A real set: values of 2,000 batch-aware variable genes, types of ten cells and more, PCA.
 
-    With ``max_cells``, so many cells of it, the same at every call.
+    With ``max_cells``, so many cells of it, the same at every call. ``uns["values"]`` says what the
+    values are, ``"counts"`` or ``"log-normalised"``.
     """
     import scdisentangle
 
     adata = ad.read_h5ad(folder / f"{name}.h5ad")
+    adata.uns["values"] = "log-normalised" if name in LOG_NORMALISED else "counts"
     if max_cells is not None and max_cells < adata.n_obs:
         chosen = np.random.default_rng(0).choice(adata.n_obs, max_cells, replace=False)
         adata = adata[np.sort(chosen)].copy()
