@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from os import PathLike
@@ -67,7 +68,7 @@ class DisentangleModel(
         With neither, the networks are made as training begins, from the ``n_vars`` and ``n_batch``
         of its data module, and the model cannot be saved.
     n_latent_bio
-        Dimensions of ``z_bio``.
+        Dimensions of ``z_bio``. ``None`` takes :func:`default_n_latent_bio`.
     n_latent_nio
         Dimensions of ``z_nio``.
     n_latent
@@ -115,7 +116,7 @@ class DisentangleModel(
         adata: AnnData | None = None,
         registry: dict | None = None,
         *,
-        n_latent_bio: int = 30,
+        n_latent_bio: int | None = None,
         n_latent_nio: int = 8,
         n_latent: int | None = None,
         n_hidden: int = 128,
@@ -125,7 +126,8 @@ class DisentangleModel(
         objective: ObjectiveSpec = "contrastive",
         **module_kwargs,
     ):
-        n_latent_bio = n_latent or n_latent_bio
+        n_obs = math.inf if adata is None else adata.n_obs
+        n_latent_bio = n_latent or n_latent_bio or default_n_latent_bio(n_obs)
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
                 warnings.warn(
@@ -344,6 +346,26 @@ class DisentangleModel(
             raise
         self.align(kwargs.get("datamodule"))
         return result
+
+
+def default_n_latent_bio(n_obs: float) -> int:
+    """Dimensions of ``z_bio`` that :class:`DisentangleModel` takes if not told.
+
+    30, but 10 below 1,000 cells, which fill fewer: what they leave empty the batch takes. Many
+    cells have many types, which need the room. Data that are not in memory are many cells.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+
+    Examples
+    --------
+    >>> import scdisentangle
+    >>> scdisentangle.default_n_latent_bio(500), scdisentangle.default_n_latent_bio(5_000)
+    (10, 30)
+    """
+    return 10 if n_obs < 1_000 else 30
 
 
 def default_max_epochs(n_obs: int) -> int:
