@@ -333,8 +333,9 @@ def test_few_cells_have_few_dimensions_and_others_keep_those_of_the_model(n_cell
 
 
 def test_a_registry_does_not_say_how_many_cells_there_are(adata):
-    DisentangleModel.setup_anndata(adata, batch_key="batch")
-    registry = DisentangleModel(adata, **SMALL).adata_manager.registry
+    other = adata.copy()
+    DisentangleModel.setup_anndata(other, batch_key="batch")
+    registry = DisentangleModel(other, **SMALL).adata_manager.registry
     assert DisentangleModel(registry=registry).module.encoder.bio_head.mean.out_features == 30
 
 
