@@ -160,6 +160,8 @@ def test_new_data_is_checked_as_the_first_was():
     ("call", "message"),
     [
         (lambda a: DisentangleModel(a, n_latnt_bio=3), "option 'n_latnt_bio'.*n_latent_bio"),
+        (lambda a: DisentangleModel(a, n_latent_bio=0), "n_latent_bio=0"),
+        (lambda a: DisentangleModel(a, n_latent=0), "n_latent_bio=0"),
         (lambda a: DisentangleModel(a, nio_flow="detach"), "Did you mean 'detached'"),
         (lambda a: DisentangleModel(a, encoder="joint"), "encoder='joint'.*separate, shared"),
         (lambda a: DisentangleModel(a, gene_likelihood="negbin"), "gene_likelihood='negbin'.*nb"),

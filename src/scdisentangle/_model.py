@@ -14,7 +14,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from . import _validation
-from ._errors import NonFiniteError, check_options
+from ._errors import NonFiniteError, check_options, check_positive
 from ._expression import ExpressionMixin
 from ._interruption import exit_as_asked, resume_arguments
 from ._labels import LabelMixin
@@ -126,8 +126,10 @@ class DisentangleModel(
         objective: ObjectiveSpec = "contrastive",
         **module_kwargs,
     ):
-        n_obs = math.inf if adata is None else adata.n_obs
-        n_latent_bio = n_latent or n_latent_bio or default_n_latent_bio(n_obs)
+        n_latent_bio = n_latent_bio if n_latent is None else n_latent
+        if n_latent_bio is None:
+            n_latent_bio = default_n_latent_bio(math.inf if adata is None else adata.n_obs)
+        check_positive(n_latent_bio=int(n_latent_bio))  # which may be of NumPy
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
                 warnings.warn(
