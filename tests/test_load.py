@@ -73,7 +73,7 @@ def test_threads_at_once_train_their_own_models():
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(latents, range(3)))
     for z in found:
-        assert z.shape == (150, 18)
+        assert z.shape == (150, 38)
         assert np.isfinite(z).all()
     assert not np.allclose(found[0], found[1])
 

@@ -318,27 +318,6 @@ def test_repr_names_what_was_chosen(model, capsys):
     assert "Trained" in text
 
 
-@pytest.mark.parametrize(("n_cells", "expected"), [(60, 10), (999, 10), (1000, 30)])
-def test_few_cells_have_few_dimensions_and_others_keep_those_of_the_model(n_cells, expected):
-    cells = data.simulated(n_cells=n_cells, n_genes=40, n_types=2, seed=0)
-    DisentangleModel.setup_anndata(cells, batch_key="batch")
-    model = DisentangleModel(cells, n_hidden=8)
-    model.train(1, enable_progress_bar=False)
-    assert model.get_latent_representation().shape == (n_cells, expected)
-    query = cells[:50].copy()
-    query.obs["batch"] = "new"
-    mapped = DisentangleModel.load_query_data(query, model)
-    mapped.train(1, enable_progress_bar=False)
-    assert mapped.get_latent_representation().shape == (50, expected)
-
-
-def test_a_registry_does_not_say_how_many_cells_there_are(adata):
-    other = adata.copy()
-    DisentangleModel.setup_anndata(other, batch_key="batch")
-    registry = DisentangleModel(other, **SMALL).adata_manager.registry
-    assert DisentangleModel(registry=registry).module.encoder.bio_head.mean.out_features == 30
-
-
 def test_a_model_made_from_a_registry_trains_from_a_data_module(adata):
     other = adata.copy()
     DisentangleModel.setup_anndata(other, batch_key="batch")

@@ -154,7 +154,7 @@ def test_noise_is_on_the_input_in_training_only(tensors):
 
 @pytest.mark.parametrize(("code", "level"), [("bio", 0.3), ("nio", 0.6)])
 def test_noise_has_the_level_asked_for(tensors, code, level):
-    module = make(nio_noise_factor=2.0).train()
+    module = make(nio_noise_factor=2.0, n_components=0).train()
     seen = []
     encoder = getattr(module.encoder, f"{code}_encoder")
     encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -246,7 +246,7 @@ def test_a_loss_without_the_classification_lacks_just_that(tensors):
 
 
 def test_genes_are_hidden_from_the_encoder_of_z_bio_in_training_only(tensors):
-    module = make(input_dropout=0.4)
+    module = make(input_dropout=0.4, n_components=0)
     seen = {"bio": [], "nio": []}
     for name, found in seen.items():
         encoder = getattr(module.encoder, f"{name}_encoder")

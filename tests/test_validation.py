@@ -114,7 +114,7 @@ def test_few_cells_and_a_last_minibatch_of_one(n_cells):
     model = DisentangleModel(adata, n_hidden=8)
     model.train(max_epochs=2, train_size=1.0, batch_size=32, enable_progress_bar=False)
     assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
-    assert model.get_latent_representation().shape == (n_cells, 10)
+    assert model.get_latent_representation().shape == (n_cells, 30)
 
 
 def test_fewer_cells_than_a_minibatch_is_said():

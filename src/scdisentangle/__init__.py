@@ -7,7 +7,7 @@ from rich.logging import RichHandler
 
 from . import data, objectives, pl, pp, tl
 from ._errors import InputError, NonFiniteError
-from ._model import DisentangleModel, default_max_epochs, default_n_latent_bio
+from ._model import DisentangleModel, default_max_epochs
 from ._module import DisentangleModule
 from ._training_plan import DisentangleTrainingPlan
 
@@ -25,7 +25,6 @@ __all__ = [
     "NonFiniteError",
     "data",
     "default_max_epochs",
-    "default_n_latent_bio",
     "objectives",
     "pl",
     "pp",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import warnings
 from collections.abc import Mapping
 from os import PathLike
@@ -68,7 +67,7 @@ class DisentangleModel(
         With neither, the networks are made as training begins, from the ``n_vars`` and ``n_batch``
         of its data module, and the model cannot be saved.
     n_latent_bio
-        Dimensions of ``z_bio``. ``None`` takes :func:`default_n_latent_bio`.
+        Dimensions of ``z_bio``.
     n_latent_nio
         Dimensions of ``z_nio``.
     n_latent
@@ -87,10 +86,11 @@ class DisentangleModel(
         What makes ``z_bio`` and ``z_nio`` carry different things: a name, a mapping of names to
         weights or options, or ``None``; see :data:`~scdisentangle.objectives.OBJECTIVES`.
     **module_kwargs
-        Further options of :class:`~scdisentangle.DisentangleModule`: ``input_dropout``,
-        ``nio_noise_factor``, ``dispersion``, ``encoder``, ``nio_flow``, ``batch_in_decoder``,
-        ``batch_representation``, ``encode_covariates``, ``lambda_cls``, ``lambda_dis``,
-        ``kl_weight_bio``, ``kl_weight_nio``, ``spherical``, ``alignment``, ``class_balanced``, …
+        Further options of :class:`~scdisentangle.DisentangleModule`: ``n_components``,
+        ``input_dropout``, ``nio_noise_factor``, ``dispersion``, ``encoder``, ``nio_flow``,
+        ``batch_in_decoder``, ``batch_representation``, ``encode_covariates``, ``lambda_cls``,
+        ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``spherical``, ``alignment``,
+        ``class_balanced``, …
 
     Raises
     ------
@@ -116,7 +116,7 @@ class DisentangleModel(
         adata: AnnData | None = None,
         registry: dict | None = None,
         *,
-        n_latent_bio: int | None = None,
+        n_latent_bio: int = 30,
         n_latent_nio: int = 8,
         n_latent: int | None = None,
         n_hidden: int = 128,
@@ -127,8 +127,6 @@ class DisentangleModel(
         **module_kwargs,
     ):
         n_latent_bio = n_latent_bio if n_latent is None else n_latent
-        if n_latent_bio is None:
-            n_latent_bio = default_n_latent_bio(math.inf if adata is None else adata.n_obs)
         check_positive(n_latent_bio=int(n_latent_bio))  # which may be of NumPy
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
@@ -237,6 +235,7 @@ class DisentangleModel(
             "n_latent_nio": n_latent,
             "gene_likelihood": "mse",
             "encoder": "shared",
+            "n_components": 0,
             "kl_weight_bio": 0.0,
             "spherical": False,
             "alignment": False,
@@ -348,26 +347,6 @@ class DisentangleModel(
             raise
         self.align(kwargs.get("datamodule"))
         return result
-
-
-def default_n_latent_bio(n_obs: float) -> int:
-    """Dimensions of ``z_bio`` that :class:`DisentangleModel` takes if not told.
-
-    30, but 10 below 1,000 cells, which fill fewer: what they leave empty the batch takes. Many
-    cells have many types, which need the room. Data that are not in memory are many cells.
-
-    Parameters
-    ----------
-    n_obs
-        Number of cells.
-
-    Examples
-    --------
-    >>> import scdisentangle
-    >>> scdisentangle.default_n_latent_bio(500), scdisentangle.default_n_latent_bio(5_000)
-    (10, 30)
-    """
-    return 10 if n_obs < 1_000 else 30
 
 
 def default_max_epochs(n_obs: int) -> int:

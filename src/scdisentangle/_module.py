@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 
 from ._alignment import Alignment
 from ._codes import CodesMixin
-from ._errors import check_choice, check_options
+from ._errors import InputError, check_choice, check_count, check_options
 from ._input_noise import add_noise
 from ._likelihoods import (
     COUNT_LIKELIHOODS,
@@ -38,7 +38,21 @@ from .objectives import ObjectiveSpec, batch_cross_entropy, build_objectives
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
 BATCH_REPRESENTATIONS = ("one-hot", "embedding")
+N_COMPONENTS = 200
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
+
+
+def check_n_components(n_components: int, encoder: str) -> None:
+    """Raise :class:`InputError` if an encoder cannot see this number of components."""
+    if n_components == 0:
+        return
+    check_count(n_components=n_components)
+    if encoder == "shared":
+        raise InputError(
+            f"n_components={n_components} leave out what the batch does, which the encoder of "
+            "z_nio must see, and it is one with encoder='shared'. Leave n_components out, or take "
+            "encoder='separate'."
+        )
 
 
 class DisentangleModule(
@@ -68,6 +82,10 @@ class DisentangleModule(
         Number of categories of each further categorical covariate.
     n_latent_bio, n_latent_nio
         Dimensions of ``z_bio`` and of ``z_nio``.
+    n_components
+        Components of expression that the encoder of ``z_bio`` sees in place of the genes, see
+        :class:`~scdisentangle._relevant_components.RelevantComponents`; 0 for the genes themselves.
+        ``None`` is 200, and 0 with a shared encoder, which must see the batch.
     n_hidden
         Units of each hidden layer.
     n_hidden_nio
@@ -144,6 +162,7 @@ class DisentangleModule(
         *,
         n_latent_bio: int = 30,
         n_latent_nio: int = 8,
+        n_components: int | None = None,
         n_hidden: int = 128,
         n_hidden_nio: int = 32,
         n_layers: int = 2,
@@ -199,6 +218,9 @@ class DisentangleModule(
         self.kl_weights = {"kl_bio": kl_weight_bio, "kl_nio": kl_weight_nio}
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
+        if n_components is None:
+            n_components = 0 if encoder == "shared" else N_COMPONENTS
+        check_n_components(n_components, encoder)
         if spherical is None:
             spherical = kl_weight_bio == 0 and n_latent_bio > 2
 
@@ -206,6 +228,7 @@ class DisentangleModule(
             n_input,
             n_latent_bio,
             n_latent_nio,
+            n_components=n_components,
             n_cat_list=cats if encode_covariates else [],
             n_cont=n_continuous_cov if encode_covariates else 0,
             shared=encoder == "shared",
@@ -274,6 +297,18 @@ class DisentangleModule(
         flat = scaled.view(-1)
         flat.scatter_(0, above_zero, flat.index_select(0, above_zero).log1p_())
         return scaled
+
+    def comparable(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Values as the encoder of ``z_bio`` sees them, without noise, ``(n_cells, n_genes)``.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch as scvi-tools' data loaders give it.
+        """
+        inputs = self._get_inference_input(tensors, full_forward_pass=True)
+        normalized = self.normalize(inputs[MODULE_KEYS.X_KEY], inputs[MODULE_KEYS.LIBRARY_KEY])
+        return self.gene_shifts(normalized, tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1))
 
     def on_load(self, model, **kwargs) -> None:
         """Take from a loaded model which of its batches it learned and which were added later."""
@@ -422,6 +457,7 @@ class DisentangleModule(
         noise_level, batch_index, cont_covs, cat_covs, n_samples
             As for inference.
         """
+        seen = self.encoder.centered(seen)
         if self.training:
             seen = add_noise(seen, noise_level, hidden=self.input_dropout)
         z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from ._products import Linear
+from ._relevant_components import RelevantComponents
+
+SHORTCUT = 0.25
+"""Weight of the first components in ``z_bio``, which at first is then mostly these."""
 
 
 class AddedLater(nn.Module):
@@ -72,9 +76,12 @@ class CodeHead(nn.Module):
         self.mean = nn.Linear(n_hidden, n_latent)
         self.log_variance = nn.Linear(n_hidden, n_latent) if variational else None
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Normal | None]:
-        """Code of each cell, ``(n_cells, n_latent)``, and its posterior if variational."""
-        mean = self.mean(h)
+    def forward(self, h: Tensor, start: Tensor | float = 0.0) -> tuple[Tensor, Normal | None]:
+        """Code of each cell, ``(n_cells, n_latent)``, and its posterior if variational.
+
+        The last layer's output is added to ``start``, of the same shape.
+        """
+        mean = self.mean(h) + start
         if self.spherical:
             mean = nn.functional.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
         if self.log_variance is None:
@@ -94,6 +101,8 @@ class TwoCodeEncoder(nn.Module):
         Number of genes.
     n_latent_bio, n_latent_nio
         Dimensions of the two codes.
+    n_components
+        Components that the encoder of ``z_bio`` sees in place of the genes; 0 for the genes.
     n_hidden, n_hidden_nio
         Units of each hidden layer of the encoder of ``z_bio``, and of that of ``z_nio``.
     n_cat_list, n_cont
@@ -117,6 +126,7 @@ class TwoCodeEncoder(nn.Module):
         n_latent_bio: int,
         n_latent_nio: int,
         *,
+        n_components: int,
         n_cat_list: Sequence[int],
         n_cont: int,
         shared: bool,
@@ -132,7 +142,6 @@ class TwoCodeEncoder(nn.Module):
         self.shared = shared
         self._trunk = partial(
             Layers,
-            n_input,
             n_cat_list=n_cat_list,
             n_cont=n_cont,
             use_batch_norm=False,
@@ -146,26 +155,53 @@ class TwoCodeEncoder(nn.Module):
             variational=variational_nio,
             var_activation=var_activation,
         )
-        self.bio_encoder = self._trunk(n_hidden, n_hidden=n_hidden)
+        self._trunk_of_genes = partial(self._trunk, n_input)
+        self.components = None
+        if n_components > 0:
+            self.components = RelevantComponents(n_input, n_components)
+            self.bio_encoder = self._trunk(n_components, n_hidden, n_hidden=n_hidden)
+        else:
+            self._see_genes(n_hidden)
         self.bio_head = CodeHead(
             n_hidden, n_latent_bio, variational_bio, var_activation, spherical_bio
         )
         self._add_nio_encoder(n_hidden if shared else n_hidden_nio)
 
+    def _see_genes(self, n_hidden: int) -> None:
+        self.components = None
+        self.bio_encoder = self._trunk_of_genes(n_hidden, n_hidden=n_hidden)
+
     def _add_nio_encoder(self, n_hidden: int) -> None:
-        trunk = self.bio_encoder if self.shared else self._trunk(n_hidden, n_hidden=n_hidden)
+        trunk = self.bio_encoder
+        if not self.shared:
+            trunk = self._trunk_of_genes(n_hidden, n_hidden=n_hidden)
         self.nio_encoder, self.nio_head = trunk, self._nio_head(n_hidden)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Be as wide as the encoder of ``z_nio`` is in the file: it once had ``n_hidden`` units."""
+        """Be as the encoders in the file are.
+
+        That of ``z_nio`` once had ``n_hidden`` units, and that of ``z_bio`` once saw the genes.
+        """
+        if self.components is not None and f"{prefix}components.weight" not in state_dict:
+            self._see_genes(self.bio_head.mean.in_features)
         head = state_dict.get(f"{prefix}nio_head.mean.weight", self.nio_head.mean.weight)
         if head.shape[1] != self.nio_head.mean.in_features:
             self._add_nio_encoder(head.shape[1])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def encode_bio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
+    def centered(self, x: Tensor) -> Tensor:
+        """Expression as :meth:`encode_bio` takes it, of the shape of ``x``."""
+        return x if self.components is None else self.components.centered(x)
+
+    def encode_bio(self, centered: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
         """``z_bio``, shape ``(n_cells, n_latent_bio)``, and its posterior or ``None``."""
-        return self.bio_head(self.bio_encoder(x, *cats, cont=cont))
+        if self.components is None:
+            return self.bio_head(self.bio_encoder(centered, *cats, cont=cont))
+        components = self.components(centered)
+        first = components[:, : self.bio_head.mean.out_features]
+        n_lacking = self.bio_head.mean.out_features - first.shape[1]
+        start = SHORTCUT * nn.functional.pad(first, (0, n_lacking))
+        return self.bio_head(self.bio_encoder(components, *cats, cont=cont), start)
 
     def encode_nio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):
         """``z_nio``, shape ``(n_cells, n_latent_nio)``, and its posterior or ``None``."""

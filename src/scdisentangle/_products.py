@@ -30,9 +30,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of each cell, ``(n_cells, n_out)``."""
-        if self.weight.numel() < LARGE or not _is_for_onednn(x):
-            return super().forward(x)
-        return _Linear.apply(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``, of the shape ``(n_cells, n_out)``."""
+    if weight.numel() < LARGE or not _is_for_onednn(x):
+        return nn.functional.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias)
 
 
 def _is_for_onednn(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import get_args
 
 import torch
+from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 from torch import Tensor
@@ -17,6 +18,7 @@ from ._epoch_log import EpochLogMixin
 from ._errors import InputError, check_choice, check_count, check_options
 from ._finite import FiniteGuard
 from ._module import DisentangleModule
+from ._relevant_components import CELLS_TO_COMPARE
 
 STEPS_WITH_DIS = 20
 """Steps of an epoch that have the disentanglement term, before others are without it."""
@@ -188,8 +190,28 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         return self._terms()
 
     def on_train_start(self) -> None:
-        """Keep the weights that training starts from."""
+        """Find the components that ``z_bio`` is made of, and keep the weights at the start."""
+        self._find_components()
         self._guard = FiniteGuard(self.module, self._terms_of)
+
+    @torch.no_grad()
+    def _find_components(self) -> None:
+        components = self.module.encoder.components
+        if components is None or components.found:
+            return
+        seen, batches, n_cells = [], [], 0
+        with torch.random.fork_rng(devices=[]):  # what epochs draw is as without this
+            torch.random.default_generator.manual_seed(0)
+            for minibatch in self.trainer.train_dataloader:
+                tensors = self.trainer.strategy.batch_to_device(minibatch)
+                seen.append(self.module.comparable(tensors))
+                batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1))
+                n_cells += len(seen[-1])
+                if n_cells >= CELLS_TO_COMPARE:
+                    break
+        components.fit(torch.cat(seen), torch.cat(batches))
+        for buffer in components.buffers():  # of several processes, each has seen other cells
+            buffer.copy_(self.trainer.strategy.broadcast(buffer))
 
     def on_train_epoch_end(self) -> None:
         """Keep the weights of this epoch, if they are finite."""
