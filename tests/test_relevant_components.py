@@ -1,0 +1,204 @@
+"""Components of expression along which cells differ, and matched cells of two batches do not."""
+
+import copy
+
+import numpy as np
+import pytest
+import scvi
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+from scdisentangle import DisentangleModel, InputError, data
+from scdisentangle._relevant_components import (
+    RelevantComponents,
+    between_matched,
+    matched_cells,
+    relevant_components,
+)
+
+N_GENES = 40
+
+
+def two_batches(seed=0, n_cells=600, n_types=4):
+    """Types along four orthogonal axes, the batch along another, and noise along all."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(N_GENES, n_types + 1)))[0].T
+    types = rng.integers(n_types, size=n_cells)
+    batch = rng.integers(2, size=n_cells)
+    x = 6 * axes[types] + 9 * np.outer(batch, axes[n_types])
+    return x + rng.normal(scale=0.5, size=x.shape), types, batch, axes
+
+
+def cosines(a, b):
+    """Cosines of the principal angles between the spans of two sets of rows."""
+    (qa, _), (qb, _) = (np.linalg.qr(rows.T) for rows in (a, b))
+    return np.linalg.svd(qa.T @ qb, compute_uv=False)
+
+
+def test_the_first_components_are_those_of_the_types_not_of_the_batch():
+    """Four types differ along three directions; the batch's, where most varies, is a fourth."""
+    x, types, batch, axes = two_batches()
+    of_types = axes[:4] - axes[:4].mean(axis=0)
+    span = np.linalg.svd(of_types)[2][:3]
+    found = relevant_components(x, batch, 20)[:3]
+    assert cosines(found, span).min() > 0.97
+    assert np.abs(found / np.linalg.norm(found, axis=1, keepdims=True) @ axes[4]).max() < 0.1
+
+
+def share_within(z, types):
+    """Share of the variance that is within types."""
+    within = z - np.stack([z[types == t].mean(axis=0) for t in range(4)])[types]
+    return within.var(axis=0).sum() / z.var(axis=0).sum()
+
+
+def test_they_are_fishers_where_matched_cells_are_those_of_a_type():
+    """Mutual neighbours stand for types; with these known, it is a linear discriminant analysis."""
+    x, types, batch, _ = two_batches()
+    without_batch = x - np.stack([x[batch == b].mean(axis=0) for b in range(2)])[batch]
+    fisher = LinearDiscriminantAnalysis(solver="eigen").fit(without_batch, types).scalings_[:, :3]
+    found = relevant_components(x, batch, N_GENES)[:3]
+    z = (x - x.mean(axis=0)) @ found.T
+    expected = without_batch @ fisher
+    assert share_within(z, types) < 2 * share_within(expected, types) < 0.1
+
+
+def test_matched_cells_differ_alike_along_every_component():
+    """By definition of the components, up to the ridge."""
+    x, _, batch, _ = two_batches()
+    found = relevant_components(x, batch, 10)
+    z = (x - x.mean(axis=0)) @ found.T
+    covariance = between_matched(z, matched_cells(z, batch))
+    assert np.diag(covariance).max() < 1.3
+    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 0.3
+
+
+def test_a_type_that_one_batch_lacks_keeps_its_direction():
+    x, types, batch, axes = two_batches()
+    kept = (types != 3) | (batch == 0)
+    x, types, batch = x[kept], types[kept], batch[kept]
+    z = (x - x.mean(axis=0)) @ relevant_components(x, batch, 20)[:3].T
+    predicted = cross_val_predict(KNeighborsClassifier(5), z, types)
+    assert balanced_accuracy_score(types, predicted) > 0.98
+
+
+def test_the_covariance_of_matched_cells_is_that_around_their_means():
+    z = np.array([[0.0, 1.0], [2.0, 1.0], [5.0, 0.0], [5.0, 4.0]])
+    pairs = np.array([[0, 1], [1, 0], [2, 3], [3, 2]])
+    around = z - np.repeat([z[:2].mean(axis=0), z[2:].mean(axis=0)], 2, axis=0)
+    np.testing.assert_allclose(between_matched(z, pairs), around.T @ around / 2)
+    np.testing.assert_array_equal(between_matched(z, np.zeros((0, 2), int)), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("n_batch", [1, 2])
+@pytest.mark.parametrize("n_cells", [1, 2, 5, 30])
+def test_as_many_components_as_there_are_cells_for(n_cells, n_batch):
+    x = torch.as_tensor(two_batches()[0][:n_cells], dtype=torch.float32)
+    components = RelevantComponents(N_GENES, 12)
+    components.fit(x, torch.arange(n_cells) % n_batch)
+    z = components(components.centered(x))
+    assert z.isfinite().all()
+    assert (z.abs().sum(dim=0) > 1e-4).sum() <= min(12, n_cells - 1)
+    assert components.found
+
+
+def test_constant_genes_and_cells():
+    components = RelevantComponents(N_GENES, 12)
+    components.fit(torch.ones(50, N_GENES), torch.arange(50) % 2)
+    assert (components(components.centered(torch.ones(50, N_GENES))) == 0).all()
+
+
+def test_a_cell_is_as_long_as_the_number_of_components_says():
+    x = torch.as_tensor(two_batches()[0], dtype=torch.float32)
+    components = RelevantComponents(N_GENES, 16)
+    components.fit(x, torch.as_tensor(two_batches()[2]))
+    length = components(components.centered(x)).norm(dim=1).median()
+    assert length.item() == pytest.approx(4.0, rel=1e-5)
+
+
+def test_cells_with_nan_are_left_to_training():
+    x = torch.as_tensor(two_batches()[0], dtype=torch.float32)
+    batch = torch.as_tensor(two_batches()[2])
+    whole, torn = RelevantComponents(N_GENES, 8), RelevantComponents(N_GENES, 8)
+    whole.fit(x, batch)
+    hole = torch.full((1, N_GENES), torch.nan)
+    torn.fit(torch.cat([hole, x]), torch.cat([batch[:1], batch]))
+    torch.testing.assert_close(torn.weight, whole.weight)
+
+
+def trained(adata, max_epochs=1, **options):
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=16, **options)
+    model.train(max_epochs, enable_progress_bar=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return data.simulated(n_cells=200, n_genes=60)
+
+
+def test_training_finds_them_once(adata):
+    scvi.settings.seed = 0
+    model = trained(adata.copy())
+    components = model.module.encoder.components
+    assert components.found
+    found = copy.deepcopy(components.state_dict())
+    model.train(1, enable_progress_bar=False)
+    for name, values in components.state_dict().items():
+        torch.testing.assert_close(values, found[name])
+
+
+def test_a_query_keeps_those_of_its_reference(adata):
+    reference = trained(adata.copy())
+    query = adata[:60].copy()
+    query.obs["batch"] = "new"
+    mapped = DisentangleModel.load_query_data(query, reference)
+    mapped.train(1, enable_progress_bar=False)
+    ours = mapped.module.encoder.components.state_dict()
+    for name, values in reference.module.encoder.components.state_dict().items():
+        torch.testing.assert_close(ours[name], values)
+
+
+def test_z_bio_starts_as_the_first_components(adata):
+    """With a network that says nothing, it is their direction."""
+    model = trained(adata.copy(), alignment=False)
+    encoder = model.module.encoder
+    torch.nn.init.zeros_(encoder.bio_head.mean.weight)
+    torch.nn.init.zeros_(encoder.bio_head.mean.bias)
+    x = torch.as_tensor(adata.X.toarray())
+    normalized = torch.log1p(x / x.sum(dim=1, keepdim=True) * model.module.target_sum)
+    first = (normalized - encoder.components.center) @ encoder.components.weight[:30].T
+    expected = torch.nn.functional.normalize(first, dim=1) * 30**0.5
+    z = torch.as_tensor(model.get_latent_representation())
+    torch.testing.assert_close(z, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("n_components", [1, 3, 30])
+def test_fewer_components_than_dimensions(adata, n_components):
+    model = trained(adata.copy(), n_components=n_components)
+    assert np.isfinite(model.get_latent_representation()).all()
+    assert len(model.module.encoder.components.weight) == n_components
+
+
+@pytest.mark.parametrize("options", [{"n_components": 0}, {"encoder": "shared"}])
+def test_the_encoder_sees_genes_where_asked_to_or_shared(adata, options):
+    model = trained(adata.copy(), **options)
+    assert model.module.encoder.components is None
+    assert model.module.encoder.bio_encoder.fc_layers[0][0].in_features == 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_components": -1}, "n_components=-1 must be"),
+        ({"n_components": 2.5}, "n_components=2.5 must be a whole"),
+        ({"n_components": 9, "encoder": "shared"}, "n_components=9.*encoder='separate'"),
+    ],
+)
+def test_components_that_cannot_be(adata, options, message):
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    with pytest.raises(InputError, match=message):
+        DisentangleModel(adata, **options)
