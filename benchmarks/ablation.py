@@ -23,7 +23,7 @@ EQUAL = {"n_latent_bio": 16, "n_latent_nio": 16}
 # contrast of views alone, whose negatives were views too.
 PLAN = {"eps": 0.01}
 VIEWS = {"counterfactual": 0.0}
-MODEL = {"spherical": False, "objective": {"contrastive": VIEWS}}
+MODEL = {"spherical": False, "n_components": 0, "objective": {"contrastive": VIEWS}}
 
 
 def only(objective: str, weight: float = 1.0, **options) -> dict:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 SETS = ("cellbench", "pbmcstim", "pbmc3chem")
 HELD_OUT = ("islets", "islets of two species", "stem cells", "interferon", "blood")
-"""Sets of other tissues. The dimensions that few cells get were chosen on the first three."""
+"""Sets of other tissues. That encoders see components was found on the first three."""
 LOG_NORMALISED = ("blood",)
 """Sets whose values are no counts."""
 BATCH, LABEL = "batch", "celltype"

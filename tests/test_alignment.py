@@ -171,10 +171,11 @@ def test_few_cells_and_batches_without_cells(n_cells):
 
 
 def trained(**options):
+    """With an encoder that sees genes, which leaves more of the batch."""
     adata = data.simulated(n_cells=600, n_genes=100, n_types=3, marker_log_fold_change=2.0, seed=0)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     scvi.settings.seed = 0
-    model = DisentangleModel(adata, n_hidden=32, n_latent_bio=10, **options)
+    model = DisentangleModel(adata, n_hidden=32, n_latent_bio=10, n_components=0, **options)
     model.train(20, enable_progress_bar=False)
     return model, adata
 

@@ -86,6 +86,7 @@ def test_an_estimator_is_watched_too(monkeypatch):
 
 
 def test_a_learning_rate_that_explodes_is_no_silent_nan(model):
+    train(model)
     start = weights(model)
     with pytest.raises(NonFiniteError, match="epoch 1, step"):
         train(model, plan_kwargs={"lr": 1e30})

@@ -225,7 +225,7 @@ def _biology_lost(evidence: Evidence) -> Finding | None:
         severity,
         what,
         "Against lost biology: lower lambda_dis by a factor of ten, keep to the default objective, "
-        "select more genes; of many types on few cells, raise n_latent_bio to 30.",
+        "select more genes.",
     )
 
 
