@@ -95,8 +95,8 @@ class DisentangleModule(
     dropout_rate
         Share of hidden units of the encoders that is dropped in training, in [0, 1).
     input_dropout
-        Share of genes that is hidden from the encoder of ``z_bio`` in training, in [0, 1): they are at
-        their mean, or at 0 with ``n_components=0``.
+        Share of genes that is hidden from the encoder of ``z_bio`` in training, in [0, 1). They are
+        at their mean, or at 0 with ``n_components=0``.
     nio_noise_factor
         Noise on the input of the encoder of ``z_nio``, as a multiple of that on ``z_bio``'s. It
         learns batches by heart where a batch has few cells; noise keeps it from that.
