@@ -190,6 +190,14 @@ def test_the_encoder_sees_genes_where_asked_to_or_shared(adata, options):
     assert model.module.encoder.bio_encoder.fc_layers[0][0].in_features == 60
 
 
+def test_the_encoder_sees_genes_where_labels_are_registered(adata):
+    adata = adata.copy()
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="celltype")
+    assert DisentangleModel(adata, n_hidden=16).module.encoder.components is None
+    chosen = DisentangleModel(adata, n_hidden=16, n_components=7).module.encoder
+    assert len(chosen.components.weight) == 7
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

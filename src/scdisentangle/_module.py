@@ -85,7 +85,8 @@ class DisentangleModule(
     n_components
         Components of expression that the encoder of ``z_bio`` sees in place of the genes, see
         :class:`~scdisentangle._relevant_components.RelevantComponents`; 0 for the genes themselves.
-        ``None`` is 200, and 0 with a shared encoder, which must see the batch.
+        ``None`` is 200, and 0 with a shared encoder, which must see the batch, or with labels,
+        which say more than matched cells do.
     n_hidden
         Units of each hidden layer.
     n_hidden_nio
@@ -220,7 +221,7 @@ class DisentangleModule(
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
         if n_components is None:
-            n_components = 0 if encoder == "shared" else N_COMPONENTS
+            n_components = 0 if encoder == "shared" or n_labels > 1 else N_COMPONENTS
         check_n_components(n_components, encoder)
         if spherical is None:
             spherical = kl_weight_bio == 0 and n_latent_bio > 2

@@ -202,7 +202,9 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         seen, batches, n_cells = [], [], 0
         with torch.random.fork_rng(devices=[]):  # what epochs draw is as without this
             torch.random.default_generator.manual_seed(0)
+            hooks = self.trainer.datamodule or self
             for minibatch in self.trainer.train_dataloader:
+                minibatch = hooks.on_before_batch_transfer(minibatch, 0)  # which may make it dense
                 tensors = self.trainer.strategy.batch_to_device(minibatch)
                 seen.append(self.module.comparable(tensors))
                 batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1))
