@@ -83,8 +83,8 @@ class DisentangleModule(
     n_latent_bio, n_latent_nio
         Dimensions of ``z_bio`` and of ``z_nio``.
     n_components
-        Components of expression that the encoder of ``z_bio`` sees in place of the genes, see
-        :class:`~scdisentangle._relevant_components.RelevantComponents`; 0 for the genes themselves.
+        Relevant components of expression, which the encoder of ``z_bio`` sees in place of the genes
+        (Bar-Hillel et al. 2003; see the user guide); 0 for the genes themselves.
         ``None`` is 200, and 0 with a shared encoder, which must see the batch, or with labels,
         which say more than matched cells do.
     n_hidden
