@@ -245,7 +245,8 @@ def run(job: Mapping, folder: Path | None) -> dict:
         found = training(job, first, "cpu", 128, epochs=2)
     else:
         device = kind.removeprefix("training on ")
-        found = training(job, first, device, int(sizes[1].split()[-1]), epochs=3)
+        epochs = max(3, 60_000 // first)
+        found = training(job, first, device, int(sizes[1].split()[-1]), epochs)
     return dict.fromkeys(COLUMNS, np.nan) | found
 
 
@@ -255,6 +256,7 @@ def jobs(repeats: int, ours: str, n_latents: list[int]) -> list[dict]:
 
     both = (ours, "scVI")
     rows = [("training on cpu, 20000 cells, minibatch 128", (*both, BARE), repeats)]
+    rows += [("training on cpu, 2000 cells, minibatch 128", (ours, BARE), repeats)]
     rows += [("whole run, 2000 cells", both, 1)]
     rows += [(f"growth, {n} cells", (ours,), 1) for n in GROWTH]
     on_gpu = [f"training on cuda, 100000 cells, minibatch {n}" for n in (128, 1024)]
