@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from scipy.sparse import csr_array
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import cross_val_predict
@@ -86,10 +87,12 @@ def test_a_type_that_one_batch_lacks_keeps_its_direction():
 
 def test_the_covariance_of_matched_cells_is_that_around_their_means():
     z = np.array([[0.0, 1.0], [2.0, 1.0], [5.0, 0.0], [5.0, 4.0]])
-    pairs = np.array([[0, 1], [1, 0], [2, 3], [3, 2]])
+    matched = np.zeros((4, 4))
+    matched[[0, 1, 2, 3], [1, 0, 3, 2]] = 1
     around = z - np.repeat([z[:2].mean(axis=0), z[2:].mean(axis=0)], 2, axis=0)
-    np.testing.assert_allclose(between_matched(z, pairs), around.T @ around / 2)
-    np.testing.assert_array_equal(between_matched(z, np.zeros((0, 2), int)), np.zeros((2, 2)))
+    np.testing.assert_allclose(between_matched(z, csr_array(matched)), around.T @ around / 2)
+    nobody = csr_array((4, 4))
+    np.testing.assert_array_equal(between_matched(z, nobody), np.zeros((2, 2)))
 
 
 @pytest.mark.parametrize("n_batch", [1, 2])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.linalg import eigh
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import laplacian
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
@@ -116,17 +118,19 @@ def relevant_components(x: np.ndarray, batch: np.ndarray, n_components: int) -> 
     return w.T @ principal.components_
 
 
-def matched_cells(z: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    """Pairs of mutual nearest neighbours in two batches, ``(n_pairs, 2)``, each twice."""
+def matched_cells(z: np.ndarray, batch: np.ndarray) -> csr_array:
+    """Graph of the mutual nearest neighbours in two batches, ``(n_cells, n_cells)``."""
     codes = torch.as_tensor(z, dtype=torch.float32)
     near = mutual_nearest_neighbours(codes, torch.as_tensor(batch), N_NEIGHBORS)
-    return near.nonzero().numpy()
+    return csr_array(near.numpy(), dtype=np.float64)
 
 
-def between_matched(z: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Covariance of the cells of a pair around their mean, ``(n_components, n_components)``."""
-    difference = z[pairs[:, 0]] - z[pairs[:, 1]]
-    return difference.T @ difference / (2 * max(len(pairs), 1))
+def between_matched(z: np.ndarray, matched: csr_array) -> np.ndarray:
+    """Covariance of two matched cells around their mean, ``(n_components, n_components)``.
+
+    By the graph's Laplacian, because pairs are many where batches are.
+    """
+    return z.T @ (laplacian(matched) @ z) / max(matched.nnz, 1)
 
 
 def _means_of_batch(z: np.ndarray, batch: np.ndarray) -> np.ndarray:
