@@ -201,6 +201,20 @@ def test_the_encoder_sees_genes_where_labels_are_registered(adata):
     assert len(chosen.components.weight) == 7
 
 
+def test_the_encoder_sees_genes_where_there_is_no_second_batch_to_match(adata, tmp_path):
+    """And so does that of a query, whose model has two."""
+    reference = trained(adata[adata.obs["batch"] == "batch_0"].copy())
+    assert reference.module.encoder.components is None
+    query = adata[adata.obs["batch"] == "batch_1"].copy()
+    mapped = DisentangleModel.load_query_data(query, reference)
+    mapped.train(1, enable_progress_bar=False)
+    mapped.save(str(tmp_path / "mapped"))
+    loaded = DisentangleModel.load(str(tmp_path / "mapped"), adata=query)
+    assert loaded.module.encoder.components is None
+    z = loaded.get_latent_representation()
+    np.testing.assert_allclose(z, mapped.get_latent_representation(), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -85,8 +85,8 @@ class DisentangleModule(
     n_components
         Relevant components of expression, which the encoder of ``z_bio`` sees in place of the genes
         (Bar-Hillel et al. 2003; see the user guide); 0 for the genes themselves.
-        ``None`` is 200, and 0 with a shared encoder, which must see the batch, or with labels,
-        which say more than matched cells do.
+        ``None`` is 200, and 0 with a shared encoder, which must see the batch, with labels,
+        which say more than matched cells do, or with one batch, which has none to match.
     n_hidden
         Units of each hidden layer.
     n_hidden_nio
@@ -221,7 +221,8 @@ class DisentangleModule(
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
         if n_components is None:
-            n_components = 0 if encoder == "shared" or n_labels > 1 else N_COMPONENTS
+            sees_genes = encoder == "shared" or n_labels > 1 or n_batch == 1
+            n_components = 0 if sees_genes else N_COMPONENTS
         check_n_components(n_components, encoder)
         if spherical is None:
             spherical = kl_weight_bio == 0 and n_latent_bio > 2

@@ -167,6 +167,11 @@ class TwoCodeEncoder(nn.Module):
         )
         self._add_nio_encoder(n_hidden if shared else n_hidden_nio)
 
+    @property
+    def n_components(self) -> int:
+        """Components that the encoder of ``z_bio`` sees, 0 where it sees the genes."""
+        return 0 if self.components is None else len(self.components.weight)
+
     def _see_genes(self, n_hidden: int) -> None:
         self.components = None
         self.bio_encoder = self._trunk_of_genes(n_hidden, n_hidden=n_hidden)

@@ -60,6 +60,8 @@ class QueryMappingMixin(ArchesMixin):
         if isinstance(reference_model, str | Path):
             saved = any(Path(reference_model).glob("*adata.h5ad"))
             reference_model = cls.load(str(reference_model), adata=None if saved else False)
+        options = reference_model.init_params_["kwargs"]["module_kwargs"]
+        options["n_components"] = reference_model.module.encoder.n_components
         model = super().load_query_data(
             adata, reference_model, unfrozen=True, **{"transfer_batch": True, **kwargs}
         )
