@@ -189,7 +189,7 @@ def main() -> None:
         }
         for seed in range(arguments.seeds)
         for name in SETS
-        for variant in arguments.variants
+        for variant in dict.fromkeys(("default", *arguments.variants))  # which others are beside
     ]
     report(run_all(jobs, run, HERE / "results" / "ablation.csv", arguments.processes))
 

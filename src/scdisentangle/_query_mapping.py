@@ -61,6 +61,7 @@ class QueryMappingMixin(ArchesMixin):
             saved = any(Path(reference_model).glob("*adata.h5ad"))
             reference_model = cls.load(str(reference_model), adata=None if saved else False)
         options = reference_model.init_params_["kwargs"]["module_kwargs"]
+        # Left to the query, its batches or the version of the file would choose anew.
         options["n_components"] = reference_model.module.encoder.n_components
         model = super().load_query_data(
             adata, reference_model, unfrozen=True, **{"transfer_batch": True, **kwargs}

@@ -21,8 +21,6 @@ FIRST_WITH_SPHERES = 2
 """File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
 FIRST_WITH_NARROW_NIO = 5
 """File format since which the encoder of ``z_nio`` has units of its own number."""
-FIRST_WITH_COMPONENTS = 6
-"""File format since which the encoder of ``z_bio`` sees components, not genes."""
 
 _NEEDED = {
     "builtins": ("bytes", "dict", "list", "set", "slice", "tuple"),
@@ -160,8 +158,6 @@ class SavingMixin:
         if written < FIRST_WITH_NARROW_NIO:
             n_hidden_nio = model.module.encoder.nio_head.mean.in_features
             model.init_params_["kwargs"]["module_kwargs"]["n_hidden_nio"] = n_hidden_nio
-        if written < FIRST_WITH_COMPONENTS:
-            model.init_params_["kwargs"]["module_kwargs"]["n_components"] = 0
         return model
 
     @classmethod
