@@ -102,8 +102,8 @@ def test_history_holds_each_term_raw_and_weighted(every):
 
 
 STEPS_WITH_TERM = {
-    "every step of a short epoch": (27, None, "hsic", 5, 5),
-    "every second of a longer one": (3, None, "hsic", 45, 23),
+    "every second of a short epoch": (27, None, "hsic", 5, 3),
+    "every third of a longer one": (2, None, "hsic", 67, 23),
     "every fourth of a long one": (1, None, "hsic", 135, 34),
     "as told": (6, 5, "hsic", 23, 5),
     "every step of a long one, as told": (6, 1, "hsic", 23, 23),
