@@ -226,10 +226,9 @@ class Contrastive(Objective):
         cells, seen = self._seen_again(codes)
         views = functional.normalize(codes.encode_bio(seen, cells), dim=1, eps=1e-6)
         scaled = anchors / self.temperature
-        to_views, to_anchors = scaled @ views.T, scaled @ anchors.T
         return sum(
-            info_nce(to_views, positives[:, cells], negatives, to_anchors)
-            for positives, negatives in self._pairs(codes)
+            info_nce(scaled[of] @ views.T, positives, negatives, scaled[of] @ anchors.T)
+            for of, positives, negatives in self._pairs(codes, cells)
         )
 
     @torch.no_grad()
@@ -244,18 +243,20 @@ class Contrastive(Objective):
             seen[: len(shown)] = codes.as_partner(shown, partners).to(seen.dtype)
         return cells, seen
 
-    def _pairs(self, codes: Codes) -> Iterator[tuple[Tensor, Tensor]]:
-        """Masks of positives among views and negatives among anchors, anchors in rows, by term."""
-        itself = torch.eye(len(codes.batch), dtype=torch.bool, device=codes.batch.device)
-        others = (codes.batch.unsqueeze(1) == codes.batch) & ~itself
+    def _pairs(self, codes: Codes, viewed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each term anchors, and masks of positives among views and negatives among cells."""
+        every = torch.arange(len(codes.batch), device=codes.batch.device)
+        others = (codes.batch.unsqueeze(1) == codes.batch).fill_diagonal_(False)
         if self._uses("views"):
-            yield itself, others
+            itself = torch.eye(len(viewed), dtype=torch.bool, device=viewed.device)
+            yield viewed, itself, others[viewed]
         if self.positives == "mnn":
-            yield mutual_nearest_neighbours(codes.x, codes.batch, self.n_neighbors), others
+            near = mutual_nearest_neighbours(codes.x, codes.batch, self.n_neighbors)
+            yield every, near[:, viewed], others
         if self._uses("labels") and codes.labels is not None:
             labels = labels_around(codes.labels, codes.z_bio, codes.batch)
             unlike = (labels >= 0) & (labels.unsqueeze(1) != labels)
-            yield label_positives(labels, codes.batch), others & unlike
+            yield every, label_positives(labels, codes.batch)[:, viewed], others & unlike
         elif self.positives == "labels":
             raise InputError(
                 "The objective 'contrastive' with positives='labels' needs labels. Register a "
