@@ -102,18 +102,21 @@ def test_history_holds_each_term_raw_and_weighted(every):
 
 
 STEPS_WITH_TERM = {
-    "every second of a short epoch": (27, None, "hsic", 5, 3),
-    "every third of a longer one": (2, None, "hsic", 67, 23),
-    "every fourth of a long one": (1, None, "hsic", 135, 34),
-    "as told": (6, 5, "hsic", 23, 5),
-    "every step of a long one, as told": (6, 1, "hsic", 23, 23),
-    "every step where an estimator must keep up": (6, 5, "mutual_information", 23, 23),
+    "every step of a short epoch": (27, None, "hsic", 0, 5, 5),
+    "every second of a longer one": (3, None, "hsic", 0, 45, 23),
+    "every fourth of a long one": (1, None, "hsic", 0, 135, 34),
+    "every second of a short one, with components": (27, None, "hsic", 20, 5, 3),
+    "every third of a longer one, with components": (2, None, "hsic", 20, 67, 23),
+    "every step with components, as told": (27, 1, "hsic", 20, 5, 5),
+    "as told": (6, 5, "hsic", 0, 23, 5),
+    "every step of a long one, as told": (6, 1, "hsic", 0, 23, 23),
+    "every step where an estimator must keep up": (6, 5, "mutual_information", 0, 23, 23),
 }
 
 
 @pytest.mark.parametrize("case", STEPS_WITH_TERM)
 def test_the_disentanglement_term_is_taken_in_some_steps(case, monkeypatch):
-    batch_size, every, objective, n_steps, n_taken = STEPS_WITH_TERM[case]
+    batch_size, every, objective, n_components, n_steps, n_taken = STEPS_WITH_TERM[case]
     taken, forward = [], OBJECTIVES[objective].forward
 
     def counted(self, codes):
@@ -126,6 +129,7 @@ def test_the_disentanglement_term_is_taken_in_some_steps(case, monkeypatch):
         {"dis_every_n_steps": every},
         objective=objective,
         batch_size=batch_size,
+        n_components=n_components,
         n_latent_bio=6,
         n_latent_nio=6,
     )

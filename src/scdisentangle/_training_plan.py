@@ -21,9 +21,11 @@ from ._module import DisentangleModule
 from ._relevant_components import CELLS_TO_COMPARE
 
 STEPS_WITH_DIS = 20
-"""Steps of an epoch that have the disentanglement term, before more than every other is without."""
-INTERVALS = (2, 4)
-"""Steps from one with that term to the next, at the least and at the most."""
+"""Steps of an epoch that have the disentanglement term, before others are without it."""
+SHORTEST_INTERVAL = 2
+"""Steps from one with that term to the next, at the least, where components lack the batch."""
+LONGEST_INTERVAL = 4
+"""Steps from one with that term to the next, at the most."""
 
 
 class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
@@ -49,8 +51,9 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         epochs as an ``int``, a share of training as a ``float``.
     dis_every_n_steps
         Steps from one with the disentanglement term to the next. Its weight rises as much, so that
-        an epoch has the same share of it. ``None`` is 2, in long epochs as many as leave 20 steps
-        with the term, and at most 4: with fewer, some small sets kept more of the batch.
+        an epoch has the same share of it. ``None`` takes as many as leave 20 steps of an epoch
+        with the term, at most 4: with fewer, some small sets kept more of the batch. Where the
+        encoder of ``z_bio`` sees relevant components, it takes 2 at least.
         Objectives with estimators of their own, which must keep up with the codes, are taken in
         every step. The classification goes with it where ``z_nio`` is quantised, which takes the
         code of the cell's batch in the steps between.
@@ -172,8 +175,8 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             return 1
         if self.dis_every_n_steps is not None:
             return self.dis_every_n_steps
-        shortest, longest = INTERVALS
-        return int(max(shortest, min(n_steps // STEPS_WITH_DIS, longest)))
+        shortest = 1 if self.module.encoder.components is None else SHORTEST_INTERVAL
+        return int(max(shortest, min(n_steps // STEPS_WITH_DIS, LONGEST_INTERVAL)))
 
     def _terms(self) -> dict[str, Tensor]:
         """Terms of the last loss with their weights, and what the estimators add to it."""
