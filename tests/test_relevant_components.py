@@ -15,9 +15,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from scdisentangle import DisentangleModel, InputError, data
 from scdisentangle._relevant_components import (
     RelevantComponents,
+    average_of_batch,
     between_matched,
     matched_cells,
     relevant_components,
+    trusted,
 )
 
 N_GENES = 40
@@ -41,12 +43,12 @@ def cosines(a, b):
 
 def test_the_first_components_are_those_of_the_types_not_of_the_batch():
     """Four types differ along three directions; the batch's, where most varies, is a fourth."""
-    x, types, batch, axes = two_batches()
+    x, types, batch, axes = two_batches(n_cells=1200)
     of_types = axes[:4] - axes[:4].mean(axis=0)
     span = np.linalg.svd(of_types)[2][:3]
     found = relevant_components(x, batch, 20)[:3]
     assert cosines(found, span).min() > 0.97
-    assert np.abs(found / np.linalg.norm(found, axis=1, keepdims=True) @ axes[4]).max() < 0.1
+    assert np.abs(found / np.linalg.norm(found, axis=1, keepdims=True) @ axes[4]).max() < 0.05
 
 
 def share_within(z, types):
@@ -83,6 +85,41 @@ def test_a_type_that_one_batch_lacks_keeps_its_direction():
     z = (x - x.mean(axis=0)) @ relevant_components(x, batch, 20)[:3].T
     predicted = cross_val_predict(KNeighborsClassifier(5), z, types)
     assert balanced_accuracy_score(types, predicted) > 0.98
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_types_that_two_batches_lack_in_turn_are_not_taken_for_one(seed):
+    """Each is the nearest that the other batch has, and so they are matched; in vain."""
+    x, types, batch, axes = two_batches(seed, n_types=6)
+    kept = ((types != 3) | (batch == 0)) & ((types != 2) | (batch == 1))
+    found = relevant_components(x[kept], batch[kept], 20)[:5]
+    apart = axes[3] - axes[2]
+    assert cosines(found, apart[None]).min() > 0.9
+    ordinary = axes[1] - axes[0]
+    assert np.linalg.norm(found @ apart) > 0.8 * np.linalg.norm(found @ ordinary)
+
+
+def test_a_match_counts_less_the_farther_apart_it_is():
+    """Squared distances 1, 4 and 9: of their median 4, 0.3 is 1.2."""
+    z = np.array([[0.0], [1.0], [10.0], [12.0], [20.0], [23.0]])
+    matched = np.zeros((6, 6))
+    matched[[0, 1, 2, 3, 4, 5], [1, 0, 3, 2, 5, 4]] = 1
+    weights = trusted(csr_array(matched), z).toarray()
+    expected = np.repeat((1 + np.array([1, 4, 9]) / 1.2) ** -2.0, 2)
+    np.testing.assert_allclose(weights[matched > 0], expected)
+    assert (weights[matched == 0] == 0).all()
+    assert trusted(csr_array((6, 6)), z).nnz == 0
+
+
+def test_cells_are_averaged_with_the_nearest_of_their_batch():
+    rng = np.random.default_rng(0)
+    z, batch = rng.normal(size=(60, 5)), np.repeat([0, 1, 2], [40, 15, 5])
+    averages = average_of_batch(z, batch) @ z
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    for cell in range(len(z)):
+        others = np.flatnonzero(batch == batch[cell])
+        nearest = others[np.argsort(-unit[others] @ unit[cell])[:11]]
+        np.testing.assert_allclose(averages[cell], z[nearest].mean(axis=0))
 
 
 def test_the_covariance_of_matched_cells_is_that_around_their_means():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.linalg import eigh
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, lil_array
 from scipy.sparse.csgraph import laplacian
 from sklearn.decomposition import PCA
+from sklearn.neighbors import kneighbors_graph
+from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
 from ._products import linear
@@ -16,10 +18,16 @@ from .objectives.contrastive import mutual_nearest_neighbours
 CELLS_TO_COMPARE = 5_000
 """Cells that components are found from; the similarity of all pairs of them is in memory."""
 N_NEIGHBORS = 10
-N_ROUNDS = 2
+N_ROUNDS = 3
 """Times that cells are matched: first by their principal components, then by what these found."""
+N_COMPARED = (50, 30)
+"""Components by which cells are matched: principal ones, and found ones."""
 RIDGE = 0.05
 """Share of the mean variance within batches that is added to what matched cells differ by."""
+SYSTEMATIC = 3.0
+"""Weight of what matched cells differ by together with their neighbours, beside their own."""
+TRUST = 0.3
+"""Squared distance, over the median, at which a match counts a quarter."""
 
 
 class RelevantComponents(nn.Module):
@@ -30,12 +38,17 @@ class RelevantComponents(nn.Module):
 
     .. math::
 
-        S w = \lambda \, (N + r I) \, w, \qquad w^\top (N + r I) w = 1,
+        S w = \lambda \, (N + 3 B + r I) \, w, \qquad w^\top (N + 3 B + r I) w = 1,
 
     the largest :math:`\lambda` first. Cells of one type differ by the batch and by chance, which
-    is :math:`N`: along every component alike. A component where cells of a batch differ no more
-    than that has :math:`\lambda \le 1`, and the batch's own directions, where matched cells differ
-    most, become short. Nothing is projected out.
+    is :math:`N`: along every component alike. :math:`B` is the same of cells that are averaged with
+    ten like ones of their batch, which leaves what the batch does. A component where cells of a
+    batch differ no more than that has :math:`\lambda \le 1`, and the batch's own directions, where
+    matched cells differ most, become short. Nothing is projected out.
+
+    A type that a batch lacks is matched with another, and the direction between the two would be
+    taken for the batch's. Averaged cells find a false match less often, and one that is far apart
+    counts little.
 
     Until they are found, components are random directions.
 
@@ -51,7 +64,8 @@ class RelevantComponents(nn.Module):
     ----------
     Bar-Hillel et al. (2003), Learning distance functions using equivalence relations, ICML, for
     components that are relevant because like cells agree in them; Haghverdi et al. (2018), Nature
-    Biotechnology 36:421, for mutual nearest neighbours as like cells.
+    Biotechnology 36:421, for mutual nearest neighbours as like cells; Geman and McClure (1987),
+    Bulletin of the International Statistical Institute 52:5, for the weights of matches.
     """
 
     def __init__(self, n_input: int, n_components: int):
@@ -110,12 +124,30 @@ def relevant_components(x: np.ndarray, batch: np.ndarray, n_components: int) -> 
     within = z - _means_of_batch(z, batch)
     spread = within.T @ within / len(z)
     ridge = (RIDGE * np.trace(spread) / n_found + 1e-12) * np.eye(n_found)
-    compared = within
+    compared = within[:, : N_COMPARED[0]]
     for _ in range(N_ROUNDS):
-        _, w = eigh(spread, between_matched(z, matched_cells(compared, batch)) + ridge)
+        average = average_of_batch(compared, batch)
+        matched = trusted(matched_cells(average @ compared, batch), average @ compared)
+        differ = between_matched(z, matched) + SYSTEMATIC * between_matched(average @ z, matched)
+        _, w = eigh(spread, differ + ridge)
         w = w[:, ::-1]
-        compared = z @ w
+        compared = (z @ w)[:, : N_COMPARED[1]]
     return w.T @ principal.components_
+
+
+def average_of_batch(z: np.ndarray, batch: np.ndarray) -> csr_array:
+    """Matrix that averages each cell with its ten nearest in its batch, ``(n_cells, n_cells)``.
+
+    Nearest by cosine similarity; all others, where a batch has fewer.
+    """
+    weights = lil_array((len(z), len(z)))
+    unit = normalize(z)
+    for b in np.unique(batch):
+        cells = np.flatnonzero(batch == b)
+        n = min(N_NEIGHBORS + 1, len(cells))
+        near = kneighbors_graph(unit[cells], n, include_self=True)
+        weights[np.ix_(cells, cells)] = near / n
+    return weights.tocsr()
 
 
 def matched_cells(z: np.ndarray, batch: np.ndarray) -> csr_array:
@@ -125,12 +157,26 @@ def matched_cells(z: np.ndarray, batch: np.ndarray) -> csr_array:
     return csr_array(near.numpy(), dtype=np.float64)
 
 
+def trusted(matched: csr_array, z: np.ndarray) -> csr_array:
+    r"""The graph with weights :math:`(1 + d^2 / (0.3 m))^{-2}`.
+
+    Of the squared distances :math:`d^2` of matched cells :math:`m` is the median. These are Geman's
+    and McClure's weights, by which what is far apart counts for nothing.
+    """
+    pairs = matched.tocoo()
+    length = np.square(z).sum(axis=1)
+    products = (z @ z.T)[pairs.row, pairs.col]
+    squared = np.maximum(length[pairs.row] + length[pairs.col] - 2 * products, 0.0)
+    scale = TRUST * np.median(squared) + 1e-12 if len(squared) else 1.0
+    return csr_array(((1 + squared / scale) ** -2, (pairs.row, pairs.col)), shape=matched.shape)
+
+
 def between_matched(z: np.ndarray, matched: csr_array) -> np.ndarray:
     """Covariance of two matched cells around their mean, ``(n_components, n_components)``.
 
     By the graph's Laplacian, because pairs are many where batches are.
     """
-    return z.T @ (laplacian(matched) @ z) / max(matched.nnz, 1)
+    return z.T @ (laplacian(matched) @ z) / (matched.sum() or 1.0)
 
 
 def _means_of_batch(z: np.ndarray, batch: np.ndarray) -> np.ndarray:
