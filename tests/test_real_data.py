@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scvi
+from sklearn.neighbors import NearestNeighbors
 
 from scdisentangle import DisentangleModel, pp
 from scdisentangle._cli import main
@@ -51,3 +52,21 @@ def test_the_command_line_beats_pca_and_finds_the_batch(real_data, tmp_path, nam
         assert total.loc["X_disentangle", metric] > total.loc["X_unintegrated", metric]
     leakage = scores[scores.kind == "leakage"].set_index(["embedding", "metric", "within"]).value
     assert leakage["X_disentangle_batch", "batch from code", "all"] >= 0.95
+
+
+@pytest.mark.parametrize("line", ["A549", "H2228"])
+def test_a_cell_line_that_one_batch_alone_has_stays_apart(real_data, line):
+    """In the genes the lines of cellbench are apart; a line without its like must not be merged."""
+    adata = sc.read_h5ad(real_data / "cellbench.h5ad")
+    is_line = adata.obs["celltype"] == line
+    home = adata.obs.loc[is_line, "batch"].value_counts().index[0]
+    adata = adata[~is_line | (adata.obs["batch"] == home)].copy()
+    pp.select_genes(adata, 2000, batch_key="batch")
+    adata = adata[:, adata.var["highly_variable"].to_numpy()].copy()
+    scvi.settings.seed = 0
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata)
+    model.train(enable_progress_bar=False)
+    near = NearestNeighbors(n_neighbors=15).fit(model.get_latent_representation())
+    neighbors = near.kneighbors(return_distance=False)[(adata.obs["celltype"] == line).to_numpy()]
+    assert (adata.obs["celltype"].to_numpy()[neighbors] == line).mean() > 0.95
