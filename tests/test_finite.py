@@ -44,8 +44,11 @@ def root_of_zero(term, z_bio):
     return term + (z_bio - z_bio.detach()).sum().sqrt()
 
 
-def train(model, **kwargs):
-    model.train(3, batch_size=30, train_size=1.0, enable_progress_bar=False, **kwargs)
+def train(model, plan_kwargs=None, **kwargs):
+    """Three epochs of five steps, all of which have the contrastive term."""
+    plan_kwargs = {"dis_every_n_steps": 1} | (plan_kwargs or {})
+    options = {"batch_size": 30, "train_size": 1.0, "enable_progress_bar": False}
+    model.train(3, plan_kwargs=plan_kwargs, **options, **kwargs)
 
 
 def assert_weights(model, expected):
