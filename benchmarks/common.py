@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -93,6 +93,13 @@ def run_all(
                 row = pd.concat([pd.read_csv(csv), row])
             row.to_csv(csv, index=False)
     return pd.read_csv(csv)
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first two columns are words and whose others are numbers."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
+    lines.insert(1, "| --- | --- |" + " ---: |" * (len(heads) - 2))
+    return "\n".join(lines) + "\n"
 
 
 def one_thread() -> None:

@@ -31,6 +31,7 @@ from common import (
     LOG_NORMALISED,
     SETS,
     load,
+    markdown,
     one_thread,
     run_all,
     scores,
@@ -122,13 +123,13 @@ def concord(adata: ad.AnnData, seed: int) -> np.ndarray:
     return adata.obsm["Concord"]
 
 
-def ours(adata: ad.AnnData, seed: int, labels_key: str | None = None) -> np.ndarray:
+def ours(adata: ad.AnnData, seed: int, labels_key: str | None = None, **options) -> np.ndarray:
     from scdisentangle import DisentangleModel
 
     DisentangleModel.setup_anndata(
         adata, batch_key=BATCH, labels_key=labels_key, unlabeled_category=UNKNOWN
     )
-    model = DisentangleModel(adata)
+    model = DisentangleModel(adata, **options)
     model.train(**QUIET)
     adata.obsm[NIO] = model.get_latent_representation(representation="batch")
     if labels_key is not None:
@@ -345,7 +346,7 @@ def table(results: pd.DataFrame, variants: Sequence[str], sets: Sequence[str] = 
     medians = groups[[*scores, LEAKED, "seconds", "peak_mb"]].median()
     heads = ["set", "method", "Total", "its range", *(SCORES[name] for name in scores[1:])]
     heads += ["batch in embedding", "seconds", "GB", "seeds"]
-    lines = ["| " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * (len(heads) - 2)]
+    lines = []
     for name in sets:
         if name not in medians.index:
             continue
@@ -366,8 +367,8 @@ def table(results: pd.DataFrame, variants: Sequence[str], sets: Sequence[str] = 
             cells = [name, method + mark, *cells, _cell(row[LEAKED], 2)]
             cells += [_cell(row["seconds"], 0 if row["seconds"] >= 10 else 1)]
             cells += [_cell(row["peak_mb"] / 1024, 1), str(len(runs))]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append(cells)
+    return markdown(heads, lines)
 
 
 def _cell(value: float, digits: int = 3) -> str:

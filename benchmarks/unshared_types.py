@@ -12,13 +12,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from common import BATCH, HELD_OUT, LABEL, LOG_NORMALISED, SETS, load, one_thread, run_all
-from integration import OF_COUNTS, QUIET, harmony, ours, pca, scvi
+from common import (
+    BATCH,
+    HELD_OUT,
+    LABEL,
+    LOG_NORMALISED,
+    SETS,
+    load,
+    markdown,
+    one_thread,
+    run_all,
+)
+from integration import OF_COUNTS, ONE_ANSWER, harmony, ours, pca, scvi
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "unshared_types.csv"
@@ -26,16 +37,13 @@ TABLE = HERE.parent / "docs" / "user_guide" / "unshared_types_table.md"
 N_NEIGHBORS = 15
 
 
-def of_genes(adata: ad.AnnData, seed: int) -> np.ndarray:
-    from scdisentangle import DisentangleModel
-
-    DisentangleModel.setup_anndata(adata, batch_key=BATCH)
-    model = DisentangleModel(adata, n_components=0)
-    model.train(**QUIET)
-    return model.get_latent_representation()
-
-
-METHODS = {"ours": ours, "ours, of genes": of_genes, "PCA": pca, "Harmony": harmony, "scVI": scvi}
+METHODS = {
+    "ours": ours,
+    "ours, of genes": partial(ours, n_components=0),
+    "PCA": pca,
+    "Harmony": harmony,
+    "scVI": scvi,
+}
 
 
 def with_one_unshared(adata: ad.AnnData) -> tuple[ad.AnnData, str]:
@@ -74,11 +82,10 @@ def table(results: pd.DataFrame) -> str:
     """A row for each set: neighbours of the unshared type's cells that are of it, and others'."""
     medians = results.groupby(["set", "variant"])[["unshared", "others"]].median()
     methods = [name for name in METHODS if name in set(results["variant"])]
-    lines = ["| set | its type | " + " | ".join(methods) + " |"]
-    lines += ["| --- | --- |" + " ---: |" * len(methods)]
+    rows = []
     for name in (*SETS, *HELD_OUT):
-        rows = results[results["set"] == name]
-        if rows.empty:
+        of_set = results[results["set"] == name]
+        if of_set.empty:
             continue
         cells = [
             "{:.2f} ({:.2f})".format(*medians.loc[name, method])
@@ -86,8 +93,8 @@ def table(results: pd.DataFrame) -> str:
             else "–"
             for method in methods
         ]
-        lines.append(f"| {name} | {rows['type'].iloc[0]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, of_set["type"].iloc[0], *cells])
+    return markdown(["set", "its type", *methods], rows)
 
 
 def main() -> None:
@@ -104,7 +111,7 @@ def main() -> None:
         for seed in arguments.seeds
         for method in arguments.methods
         for name in arguments.sets
-        if seed == 0 or method not in ("PCA", "Harmony")
+        if seed == 0 or method not in ONE_ANSWER
         if name not in LOG_NORMALISED or method not in OF_COUNTS
     ]
     results = run_all(jobs, run, RESULTS, arguments.processes)

@@ -127,7 +127,8 @@ def relevant_components(x: np.ndarray, batch: np.ndarray, n_components: int) -> 
     compared = within[:, : N_COMPARED[0]]
     for _ in range(N_ROUNDS):
         average = average_of_batch(compared, batch)
-        matched = trusted(matched_cells(average @ compared, batch), average @ compared)
+        averaged = average @ compared
+        matched = trusted(matched_cells(averaged, batch), averaged)
         differ = between_matched(z, matched) + SYSTEMATIC * between_matched(average @ z, matched)
         _, w = eigh(spread, differ + ridge)
         w = w[:, ::-1]
