@@ -22,7 +22,7 @@ from ._relevant_components import CELLS_TO_COMPARE
 
 STEPS_WITH_DIS = 20
 """Steps of an epoch that have the disentanglement term, before others are without it."""
-SHORTEST_INTERVAL = 2
+SHORTEST_INTERVAL = 3
 """Steps from one with that term to the next, at the least, where components lack the batch."""
 LONGEST_INTERVAL = 4
 """Steps from one with that term to the next, at the most."""
@@ -53,7 +53,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         Steps from one with the disentanglement term to the next. Its weight rises as much, so that
         an epoch has the same share of it. ``None`` takes as many as leave 20 steps of an epoch
         with the term, at most 4: with fewer, some small sets kept more of the batch. Where the
-        encoder of ``z_bio`` sees relevant components, it takes 2 at least.
+        encoder of ``z_bio`` sees relevant components, it takes 3 at least.
         Objectives with estimators of their own, which must keep up with the codes, are taken in
         every step. The classification goes with it where ``z_nio`` is quantised, which takes the
         code of the cell's batch in the steps between.
