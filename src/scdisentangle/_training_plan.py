@@ -20,10 +20,11 @@ from ._finite import FiniteGuard
 from ._module import DisentangleModule
 from ._relevant_components import CELLS_TO_COMPARE
 
-STEPS_WITH_DIS = 20
-"""Steps of an epoch that have the disentanglement term, before others are without it."""
-SHORTEST_INTERVAL = 3
-"""Steps from one with that term to the next, at the least, where components lack the batch."""
+STEPS_WITH_DIS = {"genes": 20, "components": 2}
+"""Steps of an epoch that keep the disentanglement term, by what the encoder of ``z_bio`` sees.
+
+Components lack the batch, so that few are enough.
+"""
 LONGEST_INTERVAL = 4
 """Steps from one with that term to the next, at the most."""
 
@@ -51,9 +52,9 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         epochs as an ``int``, a share of training as a ``float``.
     dis_every_n_steps
         Steps from one with the disentanglement term to the next. Its weight rises as much, so that
-        an epoch has the same share of it. ``None`` takes as many as leave 20 steps of an epoch
-        with the term, at most 4: with fewer, some small sets kept more of the batch. Where the
-        encoder of ``z_bio`` sees relevant components, it takes 3 at least.
+        an epoch has the same share of it. ``None`` takes 4, or as many as leave 20 steps of an
+        epoch with the term: with fewer, some small sets kept more of the batch. Where the encoder
+        of ``z_bio`` sees relevant components, which lack the batch, that is 2 steps.
         Objectives with estimators of their own, which must keep up with the codes, are taken in
         every step. The classification goes with it where ``z_nio`` is quantised, which takes the
         code of the cell's batch in the steps between.
@@ -175,8 +176,8 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             return 1
         if self.dis_every_n_steps is not None:
             return self.dis_every_n_steps
-        shortest = 1 if self.module.encoder.components is None else SHORTEST_INTERVAL
-        return int(max(shortest, min(n_steps // STEPS_WITH_DIS, LONGEST_INTERVAL)))
+        seen = "genes" if self.module.encoder.components is None else "components"
+        return int(max(1, min(n_steps // STEPS_WITH_DIS[seen], LONGEST_INTERVAL)))
 
     def _terms(self) -> dict[str, Tensor]:
         """Terms of the last loss with their weights, and what the estimators add to it."""
