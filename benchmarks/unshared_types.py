@@ -40,6 +40,8 @@ N_NEIGHBORS = 15
 METHODS = {
     "ours": ours,
     "ours, of genes": partial(ours, n_components=0),
+    "ours, no counterfactuals": partial(ours, objective={"contrastive": {"counterfactual": 0.0}}),
+    "ours, no objective": partial(ours, objective=None),
     "PCA": pca,
     "Harmony": harmony,
     "scVI": scvi,

@@ -27,8 +27,9 @@ class LatentMixin:
     def align(self, datamodule: LightningDataModule | None = None) -> None:
         """Find the shifts between batches that training left in ``z_bio``, and take them out.
 
-        :meth:`train` ends with it. Call it for weights from a checkpoint that was written in
-        training. Nothing happens if the model has ``alignment=False``.
+        Then the axes along which cells differ most are made longer. :meth:`train` ends with it.
+        Call it for weights from a checkpoint that was written in training. A model with
+        ``alignment=False`` has no shifts, one with labels or ``spherical=False`` no such axes.
 
         Parameters
         ----------
@@ -40,15 +41,14 @@ class LatentMixin:
         InputError
             If the model's data are minified, and so hold codes that are aligned already.
         """
-        alignment = self.module.alignment
-        if alignment is None:
+        if self.module.alignment is None and self.module.axes is None:
             return
         if self.minified_data_type is not None:
             raise InputError(
                 "The AnnData is minified: its codes are aligned already, and there are no counts "
                 "to encode again. Call align() before minify_adata()."
             )
-        alignment.reset()
+        self.module.unsettle()
         if datamodule is None:
             minibatches = self._make_data_loader(self.adata, self._cells_to_align())
         else:
@@ -64,7 +64,7 @@ class LatentMixin:
             n_cells += len(codes[-1])
             if n_cells >= CELLS_TO_ALIGN:
                 break
-        alignment.fit(torch.cat(codes), torch.cat(batches).long())
+        self.module.settle(torch.cat(codes), torch.cat(batches).long())
 
     def _cells_to_align(self) -> np.ndarray | None:
         if self.adata.n_obs <= CELLS_TO_ALIGN:

@@ -326,8 +326,7 @@ class DisentangleModel(
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
         if self.module is not None:
-            if self.module.alignment is not None:
-                self.module.alignment.reset()
+            self.module.unsettle()
             self.module.train()
         try:
             with exit_as_asked():

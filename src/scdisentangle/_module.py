@@ -20,6 +20,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from ._alignment import Alignment
+from ._axes import Axes
 from ._codes import CodesMixin
 from ._errors import InputError, check_choice, check_count, check_options
 from ._input_noise import add_noise
@@ -142,9 +143,10 @@ class DisentangleModule(
     var_activation
         Maps the output of a variational encoder to a variance, the exponential if ``None``.
     spherical
-        Whether ``z_bio`` is on a sphere, of radius :math:`\sqrt{\mathrm{n\_latent\_bio}}`: its
-        contrast compares directions, and so distances in ``z_bio`` are what was trained. ``None``
-        is a sphere where ``z_bio`` is not variational and has more than two dimensions.
+        Whether ``z_bio`` is on a sphere, of radius :math:`\sqrt{\mathrm{n\_latent\_bio}}`, while
+        it is trained: its contrast compares directions. After training, unless ``z_bio`` is
+        variational or there are labels, the axes along which cells differ most are made longer.
+        ``None`` is a sphere where ``z_bio`` is not variational and has more than two dimensions.
     alignment
         Whether, out of training, ``z_bio`` is moved by the shifts between batches that
         :class:`~scdisentangle.DisentangleModel` finds within clusters after training.
@@ -269,6 +271,8 @@ class DisentangleModule(
         self.alignment = (
             Alignment(n_latent_bio, n_batch, spherical=spherical) if alignment else None
         )
+        spread = spherical and kl_weight_bio == 0 and n_labels == 1
+        self.axes = Axes(n_latent_bio) if spread else None
         self.disentanglement = build_objectives(
             objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch
         )
@@ -317,8 +321,34 @@ class DisentangleModule(
         """Take from a loaded model which of its batches it learned and which were added later."""
         if self.nio_flow == "quantized":
             self.codebook.n_learned = getattr(model, "n_learned_batches_", self.n_batch)
+        n_reference_batches = getattr(model, "n_reference_batches_", 0)
         if self.alignment is not None:
-            self.alignment.first_new = getattr(model, "n_reference_batches_", 0)
+            self.alignment.first_new = n_reference_batches
+        if self.axes is not None:
+            self.axes.of_reference = n_reference_batches > 0
+
+    def unsettle(self) -> None:
+        """Take back what was found after an earlier training: the alignment and the axes."""
+        for part in filter(None, (self.alignment, self.axes)):
+            part.reset()
+
+    def settle(self, z_bio: Tensor, batch: Tensor) -> None:
+        """Find the alignment, and then the axes, from codes that have neither.
+
+        Parameters
+        ----------
+        z_bio
+            Codes, ``(n_cells, n_latent_bio)``, as inference gives them after :meth:`unsettle`.
+        batch
+            Batch of each cell, ``(n_cells,)``.
+        """
+        if self.axes is not None:
+            z_bio = self.axes.undo(z_bio)  # those of a reference stay
+        if self.alignment is not None:
+            self.alignment.fit(z_bio, batch)
+            z_bio = self.alignment(z_bio, batch)
+        if self.axes is not None:
+            self.axes.fit(z_bio, batch)
 
     @property
     def is_partly_frozen(self) -> bool:
@@ -467,6 +497,8 @@ class DisentangleModule(
         if self.alignment is not None and not self.training:
             z_bio = self.alignment(z_bio, batch_index.squeeze(-1))
             q_bio = None if q_bio is None else Normal(z_bio, q_bio.scale)
+        if self.axes is not None and not self.training:
+            z_bio = self.axes(z_bio)
         return self._draw(z_bio, q_bio, n_samples), q_bio
 
     def as_read(self, z_nio: Tensor) -> Tensor:
@@ -493,6 +525,8 @@ class DisentangleModule(
         What :func:`expression_distribution` makes a distribution of: the output, and where the
         likelihood has them logits of an excess zero and log dispersions.
         """
+        if self.axes is not None and not self.training:
+            z_bio = self.axes.undo(z_bio)
         z = torch.cat([z_bio, z_nio], dim=-1)
         if self.embeds_batch:
             embedded = self.compute_embedding(REGISTRY_KEYS.BATCH_KEY, batch_index)

@@ -15,7 +15,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from ._aside import aside, flush
 from ._errors import InputError, name_some
 
-FILE_FORMAT = 6
+FILE_FORMAT = 7
 """Raised when the package of yesterday would not give what a file of today means."""
 FIRST_WITH_SPHERES = 2
 """File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
