@@ -198,10 +198,12 @@ def test_a_model_ends_its_training_with_it(options):
     np.testing.assert_array_equal(variance, raw_variance)
     without.align()
     np.testing.assert_array_equal(without.get_latent_representation(), raw)
-    model.module.alignment.reset()
+    model.module.unsettle()
+    without.module.unsettle()
+    raw = without.get_latent_representation()
     np.testing.assert_allclose(model.get_latent_representation(), raw, atol=1e-5)
     model.align()
-    np.testing.assert_allclose(model.get_latent_representation(), mean, atol=1e-5)
+    np.testing.assert_allclose(model.get_latent_representation(), mean, atol=1e-4)
 
 
 def test_draws_of_a_cell_are_moved_as_its_mean_is():
@@ -228,7 +230,7 @@ def test_a_second_training_starts_from_codes_that_are_not_aligned():
 
 def test_shifts_are_found_from_so_many_random_cells(monkeypatch):
     model, adata = trained()
-    model.module.alignment.reset()
+    model.module.unsettle()
     raw = model.get_latent_representation()
     seen = []
     monkeypatch.setattr(_latents, "CELLS_TO_ALIGN", 240)

@@ -82,6 +82,12 @@ def test_those_of_a_reference_stay(codes):
     assert axes.root.equal(root)
 
 
+def test_a_file_from_before_there_were_axes_loads(codes):
+    module = torch.nn.ModuleDict({"axes": Axes(5)})
+    module.load_state_dict({})
+    assert module["axes"](codes[0]).equal(codes[0])
+
+
 @pytest.fixture(scope="module")
 def trained():
     adata = data.simulated(n_cells=300, n_genes=80, seed=1)

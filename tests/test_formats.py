@@ -71,6 +71,7 @@ def test_a_model_of_an_older_version_gives_what_it_gave(old_adata):
             saved[representation],
             atol=1e-5,
         )
+    assert model.module.axes is None
     error = model.get_reconstruction_error()["reconstruction_loss"]
     assert error == pytest.approx(saved["reconstruction_loss"].item(), rel=1e-5)
     assert set(model.predict()) <= set(adata.obs["celltype"])

@@ -154,6 +154,7 @@ class SavingMixin:
             raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
         if written < FIRST_WITH_SPHERES:
             model.module.encoder.bio_head.spherical = False
+            model.module.axes = None
             model.init_params_["kwargs"]["module_kwargs"]["spherical"] = False
         if written < FIRST_WITH_NARROW_NIO:
             n_hidden_nio = model.module.encoder.nio_head.mean.in_features
