@@ -16,9 +16,9 @@ def model():
 
 
 def weights(model):
-    """What steps of training change; the alignment is fitted after the last."""
+    """What steps of training change; the alignment and the axes are found after the last."""
     state = model.module.state_dict()
-    return {k: v.clone() for k, v in state.items() if not k.startswith("alignment.")}
+    return {k: v.clone() for k, v in state.items() if not k.startswith(("alignment.", "axes."))}
 
 
 def break_from(monkeypatch, model, call, what):

@@ -282,7 +282,7 @@ def test_training_goes_on_where_it_stopped(adata):
 
 def test_training_goes_on_in_training_mode(adata):
     """Lightning leaves the mode as it finds it, and a trained model is in evaluation mode."""
-    model = fit(adata, max_epochs=1, alignment=False)
+    model = fit(adata, max_epochs=1, alignment=False, spherical=False)
     modes = []
     inference = model.module.inference
     model.module.inference = lambda *a, **k: (

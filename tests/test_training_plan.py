@@ -195,7 +195,7 @@ def test_noise_reaches_the_module():
 
     adata = data.simulated(n_cells=150, n_genes=60, seed=0)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
-    model = DisentangleModel(adata, n_hidden=16, alignment=False)
+    model = DisentangleModel(adata, n_hidden=16, alignment=False, spherical=False)
     model._training_plan_cls = Spy
     seen = []
     forward = model.module.inference
