@@ -63,7 +63,7 @@ class Axes(AddedLater):
         """Find the axes from codes, ``(n_cells, n_latent)``, and the batch of each cell."""
         if self.of_reference:
             return
-        within = z.double().clone()
+        within, batch = z.cpu().double().clone(), batch.cpu()  # some devices have no doubles
         for b in batch.unique():
             within[batch == b] -= within[batch == b].mean(dim=0)
         variances, axes = torch.linalg.eigh(within.T @ within / len(within))
