@@ -203,7 +203,7 @@ def test_a_model_ends_its_training_with_it(options):
     raw = without.get_latent_representation()
     np.testing.assert_allclose(model.get_latent_representation(), raw, atol=1e-5)
     model.align()
-    np.testing.assert_allclose(model.get_latent_representation(), mean, atol=1e-4)
+    np.testing.assert_allclose(model.get_latent_representation(), mean, atol=1e-5)
 
 
 def test_draws_of_a_cell_are_moved_as_its_mean_is():

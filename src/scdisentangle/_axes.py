@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._networks import AddedLater
+from ._relevant_components import means_of_batch
 
 POWER = 0.25
 """Of the variance along an axis, what its length is multiplied by."""
@@ -63,13 +65,12 @@ class Axes(AddedLater):
         """Find the axes from codes, ``(n_cells, n_latent)``, and the batch of each cell."""
         if self.of_reference:
             return
-        within, batch = z.cpu().double().clone(), batch.cpu()  # some devices have no doubles
-        for b in batch.unique():
-            within[batch == b] -= within[batch == b].mean(dim=0)
-        variances, axes = torch.linalg.eigh(within.T @ within / len(within))
+        values = z.cpu().numpy().astype(np.float64)
+        within = values - means_of_batch(values, batch.cpu().numpy())
+        variances, axes = np.linalg.eigh(within.T @ within / len(within))
         if not variances[-1] > 0:
             return
-        lengths = variances.clamp(min=SHORTEST * variances[-1]) ** POWER
-        lengths *= (variances.sum() / (lengths.square() * variances).sum()).sqrt()
-        self.root.copy_(axes * lengths @ axes.T)
-        self.inverse.copy_(axes / lengths @ axes.T)
+        lengths = np.maximum(variances, SHORTEST * variances[-1]) ** POWER
+        lengths *= (variances.sum() / (lengths**2 @ variances)) ** 0.5
+        self.root.copy_(torch.as_tensor(axes * lengths @ axes.T))
+        self.inverse.copy_(torch.as_tensor(axes / lengths @ axes.T))

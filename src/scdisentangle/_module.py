@@ -33,6 +33,7 @@ from ._likelihoods import (
 )
 from ._networks import Codebook, Decoder, GeneShifts, RunningMeans, TwoCodeEncoder
 from ._sampling import SamplingMixin
+from ._settling import SettlingMixin
 from .data._loading import ABOVE_ZERO_KEY
 from .objectives import ObjectiveSpec, batch_cross_entropy, build_objectives
 
@@ -57,7 +58,7 @@ def check_n_components(n_components: int, encoder: str) -> None:
 
 
 class DisentangleModule(
-    CodesMixin, SamplingMixin, EmbeddingModuleMixin, BaseMinifiedModeModuleClass
+    CodesMixin, SamplingMixin, SettlingMixin, EmbeddingModuleMixin, BaseMinifiedModeModuleClass
 ):
     r"""Conditional autoencoder whose code is :math:`z = [z_{bio}, z_{nio}]`.
 
@@ -327,29 +328,6 @@ class DisentangleModule(
         if self.axes is not None:
             self.axes.of_reference = n_reference_batches > 0
 
-    def unsettle(self) -> None:
-        """Take back what was found after an earlier training: the alignment and the axes."""
-        for part in filter(None, (self.alignment, self.axes)):
-            part.reset()
-
-    def settle(self, z_bio: Tensor, batch: Tensor) -> None:
-        """Find the alignment, and then the axes, from codes that have neither.
-
-        Parameters
-        ----------
-        z_bio
-            Codes, ``(n_cells, n_latent_bio)``, as inference gives them after :meth:`unsettle`.
-        batch
-            Batch of each cell, ``(n_cells,)``.
-        """
-        if self.axes is not None:
-            z_bio = self.axes.undo(z_bio)  # those of a reference stay
-        if self.alignment is not None:
-            self.alignment.fit(z_bio, batch)
-            z_bio = self.alignment(z_bio, batch)
-        if self.axes is not None:
-            self.axes.fit(z_bio, batch)
-
     @property
     def is_partly_frozen(self) -> bool:
         """Whether some of what every model trains is not to be trained, as in query mapping."""
@@ -525,8 +503,8 @@ class DisentangleModule(
         What :func:`expression_distribution` makes a distribution of: the output, and where the
         likelihood has them logits of an excess zero and log dispersions.
         """
-        if self.axes is not None and not self.training:
-            z_bio = self.axes.undo(z_bio)
+        if not self.training:
+            z_bio = self.as_trained(z_bio)
         z = torch.cat([z_bio, z_nio], dim=-1)
         if self.embeds_batch:
             embedded = self.compute_embedding(REGISTRY_KEYS.BATCH_KEY, batch_index)

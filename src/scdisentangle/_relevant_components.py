@@ -121,7 +121,7 @@ def relevant_components(x: np.ndarray, batch: np.ndarray, n_components: int) -> 
         return np.zeros((0, x.shape[1]))
     principal = PCA(n_found, random_state=0).fit(x)
     z = principal.transform(x).astype(np.float64)
-    within = z - _means_of_batch(z, batch)
+    within = z - means_of_batch(z, batch)
     spread = within.T @ within / len(z)
     ridge = (RIDGE * np.trace(spread) / n_found + 1e-12) * np.eye(n_found)
     compared = within[:, : N_COMPARED[0]]
@@ -180,7 +180,7 @@ def between_matched(z: np.ndarray, matched: csr_array) -> np.ndarray:
     return z.T @ (laplacian(matched) @ z) / (matched.sum() or 1.0)
 
 
-def _means_of_batch(z: np.ndarray, batch: np.ndarray) -> np.ndarray:
+def means_of_batch(z: np.ndarray, batch: np.ndarray) -> np.ndarray:
     """For each cell the mean over its batch, of the shape of ``z``."""
     _, of_cell, n = np.unique(batch, return_inverse=True, return_counts=True)
     sums = np.zeros((len(n), z.shape[1]))
