@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._alignment import Alignment
-from ._axes import Axes
-
 
 class SettlingMixin:
-    """The module's alignment and axes, each ``None`` where the model has none."""
-
-    alignment: Alignment | None
-    axes: Axes | None
+    """Of a module with an ``alignment`` and ``axes``, each ``None`` where the model has none."""
 
     def unsettle(self) -> None:
         """Take back what was found after an earlier training: the alignment and the axes."""
