@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 from scipy.special import digamma as digamma_of_scipy
-from scipy.special import expit, softmax
+from scipy.special import expit, gammaln, softmax
 from scvi import distributions
 
 from scdisentangle import _likelihoods
@@ -41,6 +41,23 @@ def test_loss_is_summed_over_genes_for_each_cell(likelihood):
     px = expression_distribution(likelihood, output, library, dispersion, zi)
     loss = reconstruction_loss(likelihood, px, torch.tensor(COUNTS, dtype=torch.float64))
     np.testing.assert_allclose(loss, -EXPECTED[likelihood].sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_counts_that_are_not_whole_have_the_densities_by_log_gammas(likelihood):
+    y = COUNTS * 0.7
+    poisson = y * np.log(RATE) - RATE - gammaln(y + 1)
+    nb = gammaln(y + THETA) - gammaln(THETA) - gammaln(y + 1)
+    nb += THETA * np.log(THETA / (THETA + RATE)) + y * np.log(RATE / (THETA + RATE))
+    zinb = np.log(PI * (y == 0) + (1 - PI) * np.exp(nb))
+    expected = {"nb": nb, "zinb": zinb, "poisson": poisson}[likelihood].sum(axis=1)
+    output, library, dispersion, zi = map(
+        torch.tensor, (OUTPUT, np.log(LIBRARY), LOG_DISPERSION, ZI_LOGITS)
+    )
+    px = expression_distribution(likelihood, output, library, dispersion, zi)
+    loss = reconstruction_loss(likelihood, px, torch.tensor(y))
+    np.testing.assert_allclose(loss, -expected, rtol=1e-5)
+    np.testing.assert_allclose(px.log_prob(torch.tensor(y)).sum(dim=1), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])

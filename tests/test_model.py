@@ -186,7 +186,13 @@ def test_a_layer_is_used_in_place_of_x(adata):
 
 @pytest.mark.parametrize(
     ("transform", "likelihood", "log_normalize"),
-    [(lambda x: x, "nb", True), (np.log1p, "mse", False), (lambda x: x - 1.5, "mse", False)],
+    [
+        (lambda x: x, "nb", True),
+        (lambda x: 20.3 * x, "nb", True),  # of reads, as Smart-seq's are estimated
+        (np.log1p, "mse", False),
+        (lambda x: x - 1.5, "mse", False),
+        (lambda x: 20.3 * x - 1.5, "mse", False),
+    ],
 )
 def test_likelihood_follows_the_values_and_is_said(
     adata, caplog, transform, likelihood, log_normalize
@@ -198,6 +204,7 @@ def test_likelihood_follows_the_values_and_is_said(
     assert model.module.gene_likelihood == likelihood
     assert model.module.log_normalize == log_normalize
     assert f"gene_likelihood='{likelihood}'" in caplog.text
+    assert ("not all are whole" in caplog.text) == (likelihood == "nb" and other.X.max() % 1 > 0)
     assert np.isfinite(model.get_latent_representation()).all()
 
 

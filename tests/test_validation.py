@@ -76,6 +76,19 @@ def test_values_that_are_no_counts(value, kind, likelihood):
         DisentangleModel(adata, gene_likelihood=likelihood)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_counts_need_not_be_whole_where_they_cannot_be_logarithms(kind, likelihood):
+    x = make().X * 20.3
+    adata = make(x=kind(x))
+    assert fitted(adata, gene_likelihood=likelihood).module.log_normalize
+    x[7, 3] = -1.0
+    adata = make(x=kind(x))
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    with pytest.raises(InputError, match="'cell7'.*'gene3'.*'mse'"):
+        DisentangleModel(adata, gene_likelihood=likelihood)
+
+
 def test_cells_without_counts():
     x = make().X.copy()
     x[[2, 9]] = 0

@@ -75,7 +75,7 @@ def expression_distribution(
     scale = output.softmax(dim=-1)
     rate = library.exp() * scale
     if gene_likelihood == "poisson":
-        return Poisson(rate=rate, scale=scale)
+        return Poisson(rate=rate, scale=scale, validate_args=False)  # counts need not be whole
     theta = log_dispersion.exp()
     if gene_likelihood == "nb":
         return NegativeBinomial(mu=rate, theta=theta, scale=scale)

@@ -81,7 +81,8 @@ class DisentangleModel(
     gene_likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"`` for counts; ``"mse"``, ``"normal"`` for normalised
         values, or for counts that are then normalised. ``None`` takes ``"nb"`` where the
-        registered values are counts and ``"mse"`` where they are not, and says which.
+        registered values are counts and ``"mse"`` where they are not, and says which. Counts are
+        never negative, and whole, or some of them larger than logarithms are (30).
     objective
         What makes ``z_bio`` and ``z_nio`` carry different things: a name, a mapping of names to
         weights or options, or ``None``; see :data:`~scdisentangle.objectives.OBJECTIVES`.
@@ -148,7 +149,9 @@ class DisentangleModel(
         if values is not None and module_kwargs["log_normalize"]:
             if "target_sum" not in module_kwargs:
                 module_kwargs["target_sum"] = self._median_library()
-        gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs)
+        if gene_likelihood is None:
+            whole = values is None or _validation.are_whole(values, layer)
+            gene_likelihood = self._default_likelihood(module_kwargs, whole)
         if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
             _validation.check_counts(values, layer, gene_likelihood)
         self._module_kwargs = {
@@ -188,10 +191,12 @@ class DisentangleModel(
         }
 
     @staticmethod
-    def _default_likelihood(module_kwargs: Mapping) -> GeneLikelihood:
+    def _default_likelihood(module_kwargs: Mapping, whole: bool) -> GeneLikelihood:
         counts = module_kwargs.get("log_normalize", True)
         likelihood = "nb" if counts else "mse"
         found = "counts" if counts else "not counts, and taken as already normalised"
+        if counts and not whole:
+            found = "too large for logarithms, and taken as counts, though not all are whole"
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood
 

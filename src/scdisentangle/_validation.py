@@ -16,6 +16,8 @@ from scvi.dataloaders import CollectionAdapter
 from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 
 ROWS_PER_BLOCK = 10_000
+LARGEST_LOGARITHM = 30.0
+"""More than this on a log scale would be a count above 1e9, to base 2, and 1e13, to base e."""
 
 
 def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None]) -> None:
@@ -90,16 +92,18 @@ def check_values(adata: AnnData, layer: str | None) -> None:
 
 
 def check_counts(adata: AnnData, layer: str | None, gene_likelihood: str) -> None:
-    """Check that a count likelihood is given counts, at least one for each cell.
+    """Check that a count likelihood is given counts, as :func:`are_counts` has it, in each cell.
 
     Raises
     ------
     InputError
-        If a value is negative or not a whole number, or if a cell has no counts.
+        If values are negative, or may be logarithms, or if a cell has no counts.
     """
     x = _matrix(adata, layer)
     where = _where(layer)
-    bad = _first_entries(x, _not_a_count)
+    bad = _first_entries(x, _is_negative)
+    if bad is None and not _beyond_logarithms(x):
+        bad = _first_entries(x, _is_no_whole_number)
     if bad is not None:
         cells, genes = bad
         raise InputError(
@@ -134,8 +138,19 @@ def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:
 
 
 def are_counts(adata: AnnData, layer: str | None) -> bool:
-    """Whether all registered values are non-negative whole numbers."""
-    return _first_entries(_matrix(adata, layer), _not_a_count) is None
+    """Whether no value is negative, and all are whole or some too large for a logarithm.
+
+    Counts that were estimated from reads, or corrected, need not be whole.
+    """
+    x = _matrix(adata, layer)
+    if _first_entries(x, _is_negative) is not None:
+        return False
+    return _beyond_logarithms(x) or are_whole(adata, layer)
+
+
+def are_whole(adata: AnnData, layer: str | None) -> bool:
+    """Whether all values are whole numbers."""
+    return _first_entries(_matrix(adata, layer), _is_no_whole_number) is None
 
 
 def median_sum(adata: AnnData, layer: str | None) -> float:
@@ -219,8 +234,16 @@ def _matrix(adata: AnnData, layer: str | None):
     return adata.X if layer is None else adata.layers[layer]
 
 
-def _not_a_count(values: np.ndarray) -> np.ndarray:
-    return (values < 0) | (values % 1 != 0)
+def _is_negative(values: np.ndarray) -> np.ndarray:
+    return values < 0
+
+
+def _is_no_whole_number(values: np.ndarray) -> np.ndarray:
+    return values % 1 != 0
+
+
+def _beyond_logarithms(x) -> bool:
+    return _first_entries(x, lambda values: values > LARGEST_LOGARITHM) is not None
 
 
 def _blocks(x) -> Iterator[tuple[int, np.ndarray | sparse.spmatrix]]:

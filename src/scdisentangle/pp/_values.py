@@ -10,15 +10,12 @@ import scipy.sparse as sp
 
 from scdisentangle import _validation
 
-_LARGEST_LOG_VALUE = 30.0
-"""More than this on a log scale would be a count above 1e13."""
-
 
 def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) -> ad.AnnData:
     """Copy of the values alone, with the batch as a category in ``obs["batch"]``.
 
-    Counts are normalised to 10,000 per cell and log1p-transformed. Other values are taken to be
-    normalised: those too large for a log scale are log1p-transformed, the rest stay as they are.
+    Counts, whole or too large for a logarithm, are normalised to 10,000 per cell and
+    log1p-transformed. Other values are taken to be normalised and stay as they are.
     """
     _validation.check_keys(adata, layer, {"batch_key": batch_key})
     _validation.check_values(adata, layer)
@@ -32,8 +29,6 @@ def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) 
     )
     if _validation.are_counts(adata, layer):
         sc.pp.normalize_total(copy, target_sum=1e4)
-        sc.pp.log1p(copy)
-    elif copy.X.min() >= 0 and copy.X.max() > _LARGEST_LOG_VALUE:
         sc.pp.log1p(copy)
     return copy
 
