@@ -208,6 +208,23 @@ def test_likelihood_follows_the_values_and_is_said(
     assert np.isfinite(model.get_latent_representation()).all()
 
 
+@pytest.mark.parametrize("deeper", [1, 1000])
+def test_counts_are_scaled_to_the_median_library_but_ten_thousand_at_least(adata, deeper):
+    other = adata.copy()
+    other.X = other.X * deeper
+    DisentangleModel.setup_anndata(other, batch_key="batch")
+    libraries = other.X.toarray().sum(axis=1)
+    assert DisentangleModel(other).module.target_sum == max(np.median(libraries), 1e4)
+    assert (np.median(libraries) > 1e4) == (deeper > 1)
+
+
+def test_size_factors_are_scaled_to_their_median(adata):
+    other = adata.copy()
+    other.obs["size"] = np.linspace(0.5, 2.0, other.n_obs)
+    DisentangleModel.setup_anndata(other, batch_key="batch", size_factor_key="size")
+    assert DisentangleModel(other).module.target_sum == pytest.approx(1.25)
+
+
 @pytest.mark.parametrize("likelihood", ["mse", "nb", "zinb", "poisson", "normal"])
 def test_every_likelihood_lowers_its_reconstruction_error(adata, likelihood):
     untrained = fit(

@@ -166,6 +166,20 @@ def test_noise_has_the_level_asked_for(tensors, code, level):
     assert noise.mean().item() == pytest.approx(0.0, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("options", "per_gene"),
+    [
+        ({}, 0.01),
+        ({"gene_likelihood": "mse"}, 0.05),
+        ({"gene_likelihood": "normal"}, 0.05),
+        ({"gene_likelihood": "mse", "n_components": 0}, 0.01),
+        ({"gene_likelihood": "mse", "lambda_dis": 0.6}, 0.6 / N_GENES),
+    ],
+)
+def test_the_weight_of_the_disentanglement_follows_the_genes(options, per_gene):
+    assert make(**options).lambda_dis == pytest.approx(per_gene * N_GENES)
+
+
 def test_size_factors_take_the_place_of_the_sum(tensors):
     tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY] = torch.full((N_CELLS, 1), 7.0)
     module = make(use_size_factor_key=True, gene_likelihood="poisson").eval()

@@ -137,7 +137,9 @@ class DisentangleModule(
         options; see :data:`~scdisentangle.objectives.OBJECTIVES`.
     lambda_cls, lambda_dis
         Weights :math:`\lambda` of the classification and the disentanglement term. ``None`` is
-        0.01 per gene: the reconstruction term is a sum over genes, and so keeps its share.
+        0.01 per gene: the reconstruction term is a sum over genes, and so keeps its share. That of
+        the disentanglement is 0.05 for ``"mse"`` and ``"normal"``, whose gradients are larger, if
+        the encoder of ``z_bio`` sees components.
     kl_weight_bio, kl_weight_nio
         Weight of the Kullback-Leibler term of each code, as a share of the evidence lower bound's.
         ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
@@ -219,7 +221,6 @@ class DisentangleModule(
         self.nio_noise_factor = nio_noise_factor
         self.encode_covariates = encode_covariates
         self.lambda_cls = 0.01 * n_input if lambda_cls is None else lambda_cls
-        self.lambda_dis = 0.01 * n_input if lambda_dis is None else lambda_dis
         self.kl_weights = {"kl_bio": kl_weight_bio, "kl_nio": kl_weight_nio}
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
@@ -227,6 +228,10 @@ class DisentangleModule(
             sees_genes = encoder == "shared" or n_labels > 1 or n_batch == 1
             n_components = 0 if sees_genes else N_COMPONENTS
         check_n_components(n_components, encoder)
+        if lambda_dis is None:
+            counts = gene_likelihood in COUNT_LIKELIHOODS
+            lambda_dis = (0.01 if counts or n_components == 0 else 0.05) * n_input
+        self.lambda_dis = lambda_dis
         if spherical is None:
             spherical = kl_weight_bio == 0 and n_latent_bio > 2
 
