@@ -44,8 +44,6 @@ SETTLED = {
 NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}
 """Registry of a model that learns of its data as it is trained."""
 MIN_CELLS_TO_VALIDATE = 30
-SMALLEST_TARGET_SUM = 1e4
-"""Of few counts in a cell, a logarithm that begins at one count would be all but their number."""
 
 
 class DisentangleModel(
@@ -150,7 +148,7 @@ class DisentangleModel(
             module_kwargs["log_normalize"] = _validation.are_counts(values, layer)
         if values is not None and module_kwargs["log_normalize"]:
             if "target_sum" not in module_kwargs:
-                module_kwargs["target_sum"] = self._target_sum()
+                module_kwargs["target_sum"] = self._median_library()
         if gene_likelihood is None:
             whole = values is None or _validation.are_whole(values, layer)
             gene_likelihood = self._default_likelihood(module_kwargs, whole)
@@ -202,15 +200,12 @@ class DisentangleModel(
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood
 
-    def _target_sum(self) -> float:
-        """Median library size, at least 10,000; or median size factor, whose unit is not known."""
+    def _median_library(self) -> float:
         setup_args = self.registry_["setup_args"]
         if key := setup_args.get("size_factor_key"):
             described = description(self.adata, setup_args, "size_factor_key")
             return float(described.obs[key].median())
-        return max(
-            SMALLEST_TARGET_SUM, _validation.median_sum(*measurements(self.adata, setup_args))
-        )
+        return _validation.median_sum(*measurements(self.adata, setup_args))
 
     def _state_of(self, key: str) -> Mapping:
         return self.registry_["field_registries"].get(key, {}).get("state_registry", {})
