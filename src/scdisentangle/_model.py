@@ -144,14 +144,14 @@ class DisentangleModel(
         values, layer = None, None
         if adata is not None and self.minified_data_type is None:
             values, layer = measurements(adata, setup_args)
+        kind = "whole counts"
         if values is not None and "log_normalize" not in module_kwargs:
-            module_kwargs["log_normalize"] = _validation.are_counts(values, layer)
+            kind = _validation.kind_of_values(values, layer)
+            module_kwargs["log_normalize"] = kind != "others"
         if values is not None and module_kwargs["log_normalize"]:
             if "target_sum" not in module_kwargs:
                 module_kwargs["target_sum"] = self._median_library()
-        if gene_likelihood is None:
-            whole = values is None or _validation.are_whole(values, layer)
-            gene_likelihood = self._default_likelihood(module_kwargs, whole)
+        gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs, kind)
         if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
             _validation.check_counts(values, layer, gene_likelihood)
         self._module_kwargs = {
@@ -191,11 +191,11 @@ class DisentangleModel(
         }
 
     @staticmethod
-    def _default_likelihood(module_kwargs: Mapping, whole: bool) -> GeneLikelihood:
+    def _default_likelihood(module_kwargs: Mapping, kind: _validation.ValueKind) -> GeneLikelihood:
         counts = module_kwargs.get("log_normalize", True)
         likelihood = "nb" if counts else "mse"
         found = "counts" if counts else "not counts, and taken as already normalised"
-        if counts and not whole:
+        if kind == "counts":
             found = "too large for logarithms, and taken as counts, though not all are whole"
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood

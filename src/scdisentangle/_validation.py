@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from scvi.dataloaders import CollectionAdapter
 
 from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 
+ValueKind = Literal["whole counts", "counts", "others"]
 ROWS_PER_BLOCK = 10_000
 LARGEST_LOGARITHM = 30.0
 """More than this on a log scale would be a count above 1e9, to base 2, and 1e13, to base e."""
@@ -101,11 +103,8 @@ def check_counts(adata: AnnData, layer: str | None, gene_likelihood: str) -> Non
     """
     x = _matrix(adata, layer)
     where = _where(layer)
-    bad = _first_entries(x, _is_negative)
-    if bad is None and not _beyond_logarithms(x):
-        bad = _first_entries(x, _is_no_whole_number)
-    if bad is not None:
-        cells, genes = bad
+    if not are_counts(adata, layer):
+        cells, genes = _first_entries(x, _is_negative) or _first_entries(x, _not_a_whole_count)
         raise InputError(
             f"gene_likelihood='{gene_likelihood}' needs counts, but {where} has negative or "
             f"non-integer values, in cells {name_some(adata.obs_names[cells])} and genes "
@@ -138,19 +137,22 @@ def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:
 
 
 def are_counts(adata: AnnData, layer: str | None) -> bool:
-    """Whether no value is negative, and all are whole or some too large for a logarithm.
+    """Whether registered values are counts, whole or not."""
+    return kind_of_values(adata, layer) != "others"
 
-    Counts that were estimated from reads, or corrected, need not be whole.
+
+def kind_of_values(adata: AnnData, layer: str | None) -> ValueKind:
+    """Counts, where no value is negative, and all are whole or some too large for a logarithm.
+
+    Those that were estimated from reads, or corrected, need not be whole.
     """
     x = _matrix(adata, layer)
-    if _first_entries(x, _is_negative) is not None:
-        return False
-    return _beyond_logarithms(x) or are_whole(adata, layer)
-
-
-def are_whole(adata: AnnData, layer: str | None) -> bool:
-    """Whether all values are whole numbers."""
-    return _first_entries(_matrix(adata, layer), _is_no_whole_number) is None
+    if _first_entries(x, _not_a_whole_count) is None:
+        return "whole counts"
+    beyond_logarithms = _first_entries(x, lambda values: values > LARGEST_LOGARITHM) is not None
+    if beyond_logarithms and _first_entries(x, _is_negative) is None:
+        return "counts"
+    return "others"
 
 
 def median_sum(adata: AnnData, layer: str | None) -> float:
@@ -238,12 +240,8 @@ def _is_negative(values: np.ndarray) -> np.ndarray:
     return values < 0
 
 
-def _is_no_whole_number(values: np.ndarray) -> np.ndarray:
-    return values % 1 != 0
-
-
-def _beyond_logarithms(x) -> bool:
-    return _first_entries(x, lambda values: values > LARGEST_LOGARITHM) is not None
+def _not_a_whole_count(values: np.ndarray) -> np.ndarray:
+    return _is_negative(values) | (values % 1 != 0)
 
 
 def _blocks(x) -> Iterator[tuple[int, np.ndarray | sparse.spmatrix]]:
