@@ -381,3 +381,45 @@ def test_a_missing_key_is_a_key_error(adata):
         with pytest.raises(KeyError, match=f"{next(iter(keys.values()))}.*Did you mean") as error:
             DisentangleModel.setup_anndata(adata.copy(), **keys)
         assert isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"n_sample": 3}, "'n_sample'. Did you mean 'n_samples'"),
+        ({"gene_list": ["gene_1", "nope"]}, "1 genes.*'nope'.*get_var_names"),
+        ({"library_size": -1}, "library_size=-1 must be a number above zero"),
+    ],
+)
+def test_options_of_expression_that_cannot_be_meant(model, options, problem):
+    with pytest.raises(InputError, match=problem):
+        model.get_normalized_expression(**options)
+
+
+def test_draws_over_all_cells_have_no_cell(model):
+    genes = list(model.adata.var_names[:4])
+    drawn = model.get_normalized_expression(n_samples_overall=7, gene_list=np.array(genes))
+    every = model.get_normalized_expression(gene_list=genes).to_numpy()
+    assert drawn.shape == (7, 4)
+    assert all((every == row).all(axis=1).any() for row in drawn)
+
+
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        ({"groupby": "cell"}, "groupby='cell' is not in adata.obs.*'celltype'"),
+        ({"groupby": "celltype", "group1": "type_9"}, "no cells of group 'type_9'.*type_0"),
+        ({"groupby": "celltype", "group1": ["type_0"], "group2": "x"}, "no cells of group 'x'"),
+    ],
+)
+def test_groups_that_are_not_there(model, groups, problem):
+    with pytest.raises(InputError, match=problem):
+        model.differential_expression(**groups)
+
+
+def test_expression_needs_training(adata):
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    untrained = DisentangleModel(adata, n_hidden=8)
+    for ask in (untrained.get_normalized_expression, untrained.get_batch_representation):
+        with pytest.raises(RuntimeError, match="train"):
+            ask()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scvi
+import torch
 from scipy import sparse
 from scvi.dataloaders import DataSplitter
 from sklearn.linear_model import LogisticRegression
@@ -217,11 +218,18 @@ def test_counts_are_scaled_to_the_median_library(adata, deeper):
     assert DisentangleModel(other).module.target_sum == np.median(libraries)
 
 
-def test_size_factors_are_scaled_to_their_median(adata):
+@pytest.mark.parametrize("scale", [1.0, 0.5, 1e-3])
+def test_the_scale_of_size_factors_does_not_matter(adata, scale):
+    sums = np.asarray(adata.X.sum(axis=1)).ravel()
     other = adata.copy()
-    other.obs["size"] = np.linspace(0.5, 2.0, other.n_obs)
+    other.obs["size"] = scale * sums
     DisentangleModel.setup_anndata(other, batch_key="batch", size_factor_key="size")
-    assert DisentangleModel(other).module.target_sum == pytest.approx(1.25)
+    module = DisentangleModel(other).module.eval()
+    assert module.target_sum == np.median(sums)
+    tensors = {"X": torch.tensor(other.X.toarray()), "batch": torch.zeros(len(sums), 1).long()}
+    tensors["size_factor"] = torch.tensor(other.obs["size"].to_numpy(np.float32))[:, None]
+    _, generated, _ = module(tensors)
+    np.testing.assert_allclose(generated["px"].mean.sum(1).detach(), sums, rtol=1e-4)
 
 
 @pytest.mark.parametrize("likelihood", ["mse", "nb", "zinb", "poisson", "normal"])

@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
-from scdisentangle import DisentangleModule
+from scdisentangle import DisentangleModule, InputError
 
 N_CELLS, N_GENES, N_BATCH = 24, 10, 3
 
@@ -178,6 +178,36 @@ def test_noise_has_the_level_asked_for(tensors, code, level):
 )
 def test_the_weight_of_the_disentanglement_follows_the_genes(options, per_gene):
     assert make(**options).lambda_dis == pytest.approx(per_gene * N_GENES)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("n_latent_bio", [0, 2.5, True, "many"]),
+        ("n_latent_nio", [0, 2.5]),
+        ("n_hidden", [0, 12.5]),
+        ("n_hidden_nio", [-1]),
+        ("n_layers", [0, -1]),
+        ("dropout_rate", [1.0, -0.1]),
+        ("input_dropout", [1.0, 1.5]),
+        ("target_sum", [0, -5.0]),
+        ("counts_per_size_factor", [0]),
+        ("lambda_cls", [-1.0, "x", float("nan")]),
+        ("lambda_dis", [-1.0, float("nan")]),
+        ("kl_weight_bio", [-1.0]),
+        ("kl_weight_nio", [-1.0]),
+        ("nio_noise_factor", [-1.0]),
+    ],
+)
+def test_options_out_of_their_range(option, values):
+    for value in values:
+        with pytest.raises(InputError, match=f"{option}=.* must be a"):
+            make(**{option: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    module = make(n_components=np.int64(20), n_hidden=np.int64(8), dropout_rate=np.float32(0.1))
+    assert module.encoder.n_components == 20
 
 
 def test_size_factors_take_the_place_of_the_sum(tensors):

@@ -5,7 +5,7 @@ import pytest
 import scvi
 import torch
 
-from scdisentangle import DisentangleModel, data
+from scdisentangle import DisentangleModel, InputError, data
 
 FLOWS = ("quantized", "detached", "variational", "free")
 NEW = "batch_2"
@@ -239,3 +239,22 @@ def test_what_is_not_frozen_is_trained(cells):
 
 def dropouts(model):
     return [layer.p for layer in model.module.modules() if isinstance(layer, torch.nn.Dropout)]
+
+
+def test_a_query_of_known_batches_is_ready(cells):
+    model = fit(cells[0], max_epochs=2)
+    query = cells[0][::2].copy()
+    query_model = DisentangleModel.load_query_data(query, model)
+    expected = model.get_latent_representation()[::2]
+    np.testing.assert_array_equal(query_model.get_latent_representation(), expected)
+    with pytest.warns(UserWarning, match="nothing to train"):
+        query_model.train(1)
+    np.testing.assert_array_equal(query_model.get_latent_representation(), expected)
+
+
+def test_the_reference_must_be_trained(cells):
+    reference = cells[0].copy()
+    DisentangleModel.setup_anndata(reference, batch_key="batch")
+    for untrained in (DisentangleModel(reference, n_hidden=8), None):
+        with pytest.raises(InputError, match="not trained"):
+            DisentangleModel.load_query_data(cells[1].copy(), untrained)

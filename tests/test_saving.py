@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -189,7 +190,15 @@ def test_code_in_a_file_is_not_run(saved, tmp_path, monkeypatch, where):
             content["evil"] = Evil()
 
         with_content(saved, change)
-    for load in (DisentangleModel.load, DisentangleModel.load_registry):
+    query = data.simulated(n_cells=20, n_genes=30)
+    for load in (
+        DisentangleModel.load,
+        DisentangleModel.load_registry,
+        DisentangleModel.view_setup_args,
+        partial(DisentangleModel.load_query_data, query),
+        partial(DisentangleModel.prepare_query_anndata, query),
+        partial(DisentangleModel.prepare_query_mudata, query),
+    ):
         with pytest.raises(InputError, match=r"system.*may run code|is not a model file"):
             load(saved)
     assert not mark.exists()
@@ -228,7 +237,7 @@ def test_a_model_of_another_class(saved):
 
 def test_a_file_of_a_newer_version(saved):
     with_content(saved, lambda c: c["attr_dict"].update(file_format_=_saving.FILE_FORMAT + 1))
-    with pytest.raises(InputError, match=r"newer version.*file format 8.*Update"):
+    with pytest.raises(InputError, match=r"newer version.*file format 9.*Update"):
         DisentangleModel.load(saved)
 
 

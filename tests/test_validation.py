@@ -59,6 +59,54 @@ def test_nan_among_batches():
         DisentangleModel.setup_anndata(adata, batch_key="batch")
 
 
+def test_nan_among_labels_may_be_unlabelled():
+    adata = make()
+    adata.obs["type"] = ["a", None] * 20
+    with pytest.raises(InputError, match="'type'.*20 cells.*unlabeled_category"):
+        DisentangleModel.setup_anndata(adata, labels_key="type")
+
+
+@pytest.mark.parametrize(
+    ("argument", "values", "problem"),
+    [
+        ("size_factor_key", [1.0, 0.0], "above zero.*20 cells: 'cell1'"),
+        ("size_factor_key", [1.0, -2.0], "above zero.*20 cells: 'cell1'"),
+        ("size_factor_key", [1.0, np.inf], "finite.*20 cells: 'cell1'"),
+        ("size_factor_key", ["a", "b"], "must hold numbers"),
+        ("continuous_covariate_keys", [1.0, np.inf], "finite.*20 cells: 'cell1'"),
+        ("continuous_covariate_keys", ["1.5", "2"], "must hold numbers"),
+    ],
+)
+def test_columns_that_must_hold_numbers(argument, values, problem):
+    adata = make()
+    adata.obs["number"] = values * 20
+    key = ["number"] if argument.endswith("keys") else "number"
+    with pytest.raises(InputError, match=rf"adata.obs\['number'\].*{problem}"):
+        DisentangleModel.setup_anndata(adata, batch_key="batch", **{argument: key})
+
+
+def test_keys_that_are_no_list():
+    with pytest.raises(InputError, match=r"must be a list: categorical_covariate_keys=\['batch'\]"):
+        DisentangleModel.setup_anndata(make(), categorical_covariate_keys="batch")
+
+
+def test_an_argument_of_setup_that_is_misspelt():
+    with pytest.raises(InputError, match="'label_key'. Did you mean 'labels_key'"):
+        DisentangleModel.setup_anndata(make(), batch_key="batch", label_key="batch")
+
+
+@pytest.mark.parametrize("adata", ["cells.h5ad", None, pd.DataFrame()])
+def test_what_is_no_anndata(adata):
+    with pytest.raises(InputError, match=f"type {type(adata).__name__}.*must be an AnnData.*read"):
+        DisentangleModel.setup_anndata(adata, batch_key="batch")
+
+
+def test_sums_of_counts_of_sixteen_bits():
+    adata = make(x=np.full((4, 40), 2_000, np.float16))
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    assert DisentangleModel(adata).module.target_sum == 80_000
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
 def test_values_that_are_not_finite(value, kind):
@@ -220,3 +268,113 @@ def test_a_key_where_there_are_none_at_all():
     adata.obs["batch"] = ["a", "a", "b", "b"]
     with pytest.raises(InputError, match=r"'counts' is not in adata.layers. There are none\."):
         DisentangleModel.setup_anndata(adata, batch_key="batch", layer="counts")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda copy: copy[:, ::-1].copy(), "genes in another order"),
+        (lambda copy: copy[:, :-1].copy(), "lacks 1 of the model's genes"),
+        (lambda copy: ad.AnnData(np.log1p(copy.X), copy.obs, copy.var, copy.uns), "needs counts"),
+        (lambda copy: ad.AnnData(copy.X * np.nan, copy.obs, copy.var, copy.uns), "NaN"),
+        (lambda copy: copy.obs.__setitem__("batch", "new") or copy, "'batch'.*'new'"),
+        (lambda copy: copy.obs.__setitem__("batch", np.nan) or copy, "'batch'.*no value for 40"),
+    ],
+)
+def test_copies_of_the_registered_data_are_checked_as_new_data_are(change, problem):
+    adata = make()
+    model = fitted(adata)
+    changed = change(adata.copy())
+    assert changed.uns["_scvi_uuid"] == adata.uns["_scvi_uuid"]
+    with pytest.raises(InputError, match=problem):
+        model.get_latent_representation(changed)
+
+
+def test_registered_counts_that_became_logarithms():
+    adata = make()
+    model = fitted(adata)
+    before = model.get_latent_representation()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X)
+    for use in (model.get_latent_representation, model.get_normalized_expression, model.train):
+        with pytest.raises(InputError, match="have changed since they were registered.*'cell0'"):
+            use()
+    adata.X = adata.layers["counts"]
+    np.testing.assert_array_equal(model.get_latent_representation(), before)
+
+
+def test_batches_of_another_type():
+    adata = make()
+    adata.obs["batch"] = adata.obs["batch"].str[1:].astype(int)
+    model = fitted(adata)
+    new = make()
+    new.obs["batch"] = new.obs["batch"].str[1:]
+    with pytest.raises(InputError, match="type str here and were of type int"):
+        model.get_latent_representation(new)
+
+
+def test_a_model_without_data(tmp_path):
+    fitted(make()).save(tmp_path / "model")
+    model = DisentangleModel.load(tmp_path / "model", adata=False)
+    with pytest.raises(InputError, match="made without data: pass adata="):
+        model.get_latent_representation()
+
+
+@pytest.mark.parametrize("labels", ["Unknown", "new type"])
+def test_new_cells_need_no_known_label(labels):
+    adata = make()
+    adata.obs["type"] = ["a", "b"] * 20
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="type")
+    model = DisentangleModel(adata, n_hidden=8, n_latent_bio=3, n_latent_nio=2)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    new = make()
+    with pytest.raises(InputError, match="labels_key='type' is not in adata.obs"):
+        model.get_latent_representation(new)
+    new.obs["type"] = labels
+    np.testing.assert_array_equal(
+        model.get_latent_representation(new), model.get_latent_representation()
+    )
+    assert set(model.predict(new)) <= {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("indices", "problem"),
+    [
+        ([], "no cells"),
+        ([True, False], "a mask of 40 cells.*bool.*2"),
+        (["cell1"], "positions of cells.*get_indexer"),
+        (3, "positions of cells"),
+        ([0, 40], "'40', of 40 cells"),
+    ],
+)
+def test_indices_that_name_no_cells(indices, problem):
+    with pytest.raises(InputError, match=problem):
+        fitted(make()).get_latent_representation(indices=indices)
+
+
+def test_a_mask_and_a_tuple_name_cells():
+    model = fitted(make())
+    every = model.get_latent_representation()
+    mask = [False, True] * 20
+    for indices, cells in ((mask, slice(1, None, 2)), ((3, 1), [3, 1])):
+        codes = model.get_latent_representation(indices=indices)
+        np.testing.assert_allclose(codes, every[cells], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": 0},
+        {"max_epochs": 2.5},
+        {"max_epochs": 1, "batch_size": 0},
+        {"max_epochs": 1, "batch_size": None},
+        {"max_epochs": 1, "train_size": 0},
+        {"max_epochs": 1, "train_size": 1.5},
+    ],
+)
+def test_options_of_training_out_of_their_range(options):
+    adata = make()
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    option = list(options)[-1]
+    with pytest.raises(InputError, match=f"{option}=.* must be"):
+        DisentangleModel(adata, n_hidden=8).train(**options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 
 
 class InputError(ValueError):
@@ -52,21 +53,31 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 def check_positive(**options: float) -> None:
     """Raise :class:`InputError` unless every option is a number above zero."""
-    for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise InputError(f"{option}={value!r} must be a number above zero.")
+    _check(lambda value: value > 0, "a number above zero", options)
+
+
+def check_not_negative(**options: float) -> None:
+    """Raise :class:`InputError` unless every option is a number, zero or more."""
+    _check(lambda value: value >= 0, "a number, zero or more", options)
 
 
 def check_count(**options: int) -> None:
     """Raise :class:`InputError` unless every option is an integer above zero."""
     check_positive(**options)
-    for option, value in options.items():
-        if not isinstance(value, int):
-            raise InputError(f"{option}={value!r} must be a whole number.")
+    _check(lambda value: isinstance(value, Integral), "a whole number", options)
 
 
 def check_share(**options: float) -> None:
     """Raise :class:`InputError` unless every option is a number in [0, 1]."""
+    _check(lambda value: 0 <= value <= 1, "a number from 0 to 1", options)
+
+
+def check_part(**options: float) -> None:
+    """Raise :class:`InputError` unless every option is a number in [0, 1)."""
+    _check(lambda value: 0 <= value < 1, "a number from 0 to below 1", options)
+
+
+def _check(holds: Callable[[Real], bool], what: str, options: Mapping[str, object]) -> None:
     for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InputError(f"{option}={value!r} must be a number from 0 to 1.")
+        if isinstance(value, bool) or not isinstance(value, Real) or not holds(value):
+            raise InputError(f"{option}={value!r} must be {what}.")

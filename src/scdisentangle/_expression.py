@@ -9,15 +9,17 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.model._utils import scrna_raw_counts_properties
 from scvi.model.base import RNASeqMixin, VAEMixin
 from scvi.model.base._de_core import _de_core
 
-from ._errors import InputError
+from ._errors import InputError, check_options, check_positive, did_you_mean, name_some
 from ._likelihoods import COUNT_LIKELIHOODS
 from ._registration import measurements
+from ._validation import check_keys
 
 OVERDISPERSED = ("nb", "zinb")
 
@@ -58,11 +60,23 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         Raises
         ------
         InputError
-            If ``library_size`` is given for values that are not counts, or importance weights are
-            asked for where there is no posterior.
+            If an option or a gene is unknown, ``library_size`` is not above 0 or given for values
+            that are not counts, or importance weights are asked for where there is no posterior.
         """
-        if kwargs.get("library_size", 1) not in (1, "latent"):
+        self._check_if_trained(warn=False)
+        check_options(kwargs, _options_of_expression(), "get_normalized_expression")
+        if (library_size := kwargs.get("library_size", 1)) not in (1, "latent"):
+            check_positive(library_size=library_size)
             self._require_likelihood("library_size=", COUNT_LIKELIHOODS)
+        known = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
+        genes = kwargs.get("gene_list")
+        if len(unknown := pd.Index([] if genes is None else genes).difference(known)):
+            raise InputError(
+                f"gene_list has {len(unknown)} genes that the model does not know: "
+                f"{name_some(unknown)}. It knows those of model.get_var_names()."
+            )
+        if kwargs.get("n_samples_overall") is not None:
+            kwargs["return_numpy"] = True  # scvi-tools would name the draws after the cells
         if kwargs.get("weights") == "importance":
             self._require_likelihood("weights='importance'", OVERDISPERSED)
             self._require_posterior("weights='importance'")
@@ -151,6 +165,11 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         Returns
         -------
         DataFrame with a row for each gene and comparison.
+
+        Raises
+        ------
+        InputError
+            If ``groupby`` is no column of ``.obs``, or has no cells of a group.
         """
         if mode == "change" and self.module.gene_likelihood not in COUNT_LIKELIHOODS:
             unit = np.log(2) if self.module.log_normalize else 1.0
@@ -160,10 +179,12 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
 
             kwargs = {"change_fn": change, "pseudocounts": 0.0, **kwargs}
         compare = super().differential_expression
-        if not isinstance(self.adata if adata is None else adata, MuData):
-            return compare(adata, *args, mode=mode, **kwargs)
         asked = inspect.signature(compare).bind(adata, *args, mode=mode, **kwargs)
         asked.apply_defaults()
+        cells = self.adata if adata is None else adata
+        _check_groups(cells, *(asked.arguments[name] for name in ("groupby", "group1", "group2")))
+        if not isinstance(cells, MuData):
+            return compare(adata, *args, mode=mode, **kwargs)
         return self._compare_in_modality(**asked.arguments)
 
     def _compare_in_modality(
@@ -277,4 +298,25 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
                 f"{what} needs a posterior of z_nio too, but with nio_flow="
                 f"'{self.module.nio_flow}' it is a point. Take nio_flow='quantized' or "
                 "'variational'."
+            )
+
+
+def _options_of_expression() -> set[str]:
+    """What ``get_normalized_expression`` takes, and its importance weights."""
+    methods = (RNASeqMixin.get_normalized_expression, RNASeqMixin.get_importance_weights)
+    return {name for method in methods for name in inspect.signature(method).parameters}
+
+
+def _check_groups(cells: AnnData | MuData, groupby, group1, group2) -> None:
+    """Check that the groups to compare, where they are named by a column, have cells."""
+    if not isinstance(groupby, str):
+        return
+    check_keys(cells, None, {"groupby": groupby})
+    found = cells.obs[groupby].unique().tolist()
+    first = [group1] if isinstance(group1, str) else group1
+    for group in [*(first or []), *([] if group2 is None else [group2])]:
+        if group not in found:
+            raise InputError(
+                f"adata.obs['{groupby}'] (groupby) has no cells of group '{group}'. "
+                f"{did_you_mean(str(group), map(str, found))}"
             )

@@ -11,6 +11,7 @@ from scvi import REGISTRY_KEYS
 from sklearn.neighbors import KNeighborsClassifier
 
 from ._errors import InputError
+from ._validation import positions
 
 OTHER_BATCH = 0.15
 """What another batch adds to a squared distance, as a share of the mean one between any cells."""
@@ -80,7 +81,7 @@ class LabelMixin:
         cells = self._validate_anndata(adata).obs_names
         return pd.DataFrame(
             classifier.predict_proba(codes),
-            index=cells if indices is None else cells[indices],
+            index=cells[positions(indices, len(cells))],
             columns=classifier.classes_,
         )
 
@@ -104,7 +105,7 @@ class LabelMixin:
         manager = self.get_anndata_manager(self._validate_anndata(adata), required=True)
         codes = np.asarray(manager.get_from_registry(key)).ravel()
         names = np.asarray(self._state_of(key)["categorical_mapping"])
-        return names[codes if indices is None else codes[indices]]
+        return names[codes[positions(indices, len(codes))]]
 
 
 def _with_batch(

@@ -14,6 +14,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data._utils import _validate_adata_dataloader_input
 
 from ._errors import InputError, check_choice
+from ._validation import positions
 
 Representation = Literal["bio", "batch", "joint"]
 CELLS_TO_ALIGN = 10_000
@@ -156,7 +157,7 @@ class LatentMixin:
         adata
             Data with the model's genes. ``None`` is the data that the model was made with.
         indices
-            Cells to take, all if ``None``.
+            Positions of the cells to take, or a mask; all if ``None``.
         give_mean
             Whether to take the mean of variational codes, or a draw from their posterior.
         mc_samples
@@ -182,7 +183,7 @@ class LatentMixin:
         Raises
         ------
         InputError
-            If the genes or the batches are not those of the model.
+            If the genes or the batches are not those of the model, or there are no such cells.
         """
         minibatches = self.iter_latent_representation(
             adata,
@@ -221,6 +222,7 @@ class LatentMixin:
         Array of shape ``(n_cells, embedding_dim)`` or ``(n_cells, n_latent_nio)``, the same row for
         all cells of a batch.
         """
+        self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
         loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
         batch = torch.cat([tensors[REGISTRY_KEYS.BATCH_KEY] for tensors in loader]).squeeze(-1)
@@ -261,7 +263,7 @@ class LatentMixin:
         batches = np.asarray(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
         if not soft:
             return batches[probabilities.argmax(axis=1)]
-        cells = adata.obs_names if indices is None else adata.obs_names[indices]
+        cells = adata.obs_names[positions(indices, adata.n_obs)]
         return pd.DataFrame(probabilities, index=cells, columns=batches)
 
 

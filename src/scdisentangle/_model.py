@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from . import _validation
-from ._errors import NonFiniteError, check_options, check_positive
+from ._errors import NonFiniteError, check_count, check_options, check_positive, check_share
 from ._expression import ExpressionMixin
 from ._interruption import exit_as_asked, resume_arguments
 from ._labels import LabelMixin
@@ -128,7 +128,6 @@ class DisentangleModel(
         **module_kwargs,
     ):
         n_latent_bio = n_latent_bio if n_latent is None else n_latent
-        check_positive(n_latent_bio=int(n_latent_bio))  # which may be of NumPy
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
                 warnings.warn(
@@ -148,12 +147,13 @@ class DisentangleModel(
         if values is not None and "log_normalize" not in module_kwargs:
             kind = _validation.kind_of_values(values, layer)
             module_kwargs["log_normalize"] = kind != "others"
-        if values is not None and module_kwargs["log_normalize"]:
-            if "target_sum" not in module_kwargs:
-                module_kwargs["target_sum"] = self._median_library()
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs, kind)
         if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
             _validation.check_counts(values, layer, gene_likelihood)
+        if values is not None and (
+            gene_likelihood in COUNT_LIKELIHOODS or module_kwargs["log_normalize"]
+        ):
+            module_kwargs = {**self._median_sizes(values, layer), **module_kwargs}
         self._module_kwargs = {
             "n_latent_bio": n_latent_bio,
             "n_latent_nio": n_latent_nio,
@@ -200,12 +200,14 @@ class DisentangleModel(
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood
 
-    def _median_library(self) -> float:
+    def _median_sizes(self, values: AnnData, layer: str | None) -> dict[str, float]:
+        """What counts are scaled to, and what size factors are, which have a scale of their own."""
+        median = _validation.median_sum(values, layer)
         setup_args = self.registry_["setup_args"]
-        if key := setup_args.get("size_factor_key"):
-            described = description(self.adata, setup_args, "size_factor_key")
-            return float(described.obs[key].median())
-        return _validation.median_sum(*measurements(self.adata, setup_args))
+        if (key := setup_args.get("size_factor_key")) is None:
+            return {"target_sum": median}
+        of_cells = description(self.adata, setup_args, "size_factor_key").obs[key]
+        return {"target_sum": median, "counts_per_size_factor": median / float(of_cells.median())}
 
     def _state_of(self, key: str) -> Mapping:
         return self.registry_["field_registries"].get(key, {}).get("state_registry", {})
@@ -295,8 +297,8 @@ class DisentangleModel(
         Raises
         ------
         InputError
-            If an option is unknown, the checkpoint is of another run, or data that should stay on
-            the device cannot.
+            If an option is unknown or out of its range, the checkpoint is of another run, the data
+            are no counts any more, or those that should stay on the device cannot.
         NonFiniteError
             If the loss or a gradient becomes NaN or infinite; the last good weights are kept.
         AttributeError
@@ -306,9 +308,16 @@ class DisentangleModel(
             raise AttributeError(
                 "There is nothing to train on: pass datamodule=, or make the model with an AnnData."
             )
+        check_count(batch_size=batch_size)
+        if max_epochs is not None:
+            check_count(max_epochs=max_epochs)
+        if train_size is not None:
+            check_share(train_size=train_size)
+            check_positive(train_size=train_size)
         if self.adata is not None:
+            self._check_own_values()
             n_obs = self.adata.n_obs
-            max_epochs = max_epochs or default_max_epochs(n_obs)
+            max_epochs = default_max_epochs(n_obs) if max_epochs is None else max_epochs
             if train_size is None and n_obs < MIN_CELLS_TO_VALIDATE:
                 train_size = 1.0
             if n_obs < batch_size:
@@ -331,6 +340,14 @@ class DisentangleModel(
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
         if self.module is not None:
+            if not any(parameter.requires_grad for parameter in self.module.parameters()):
+                warnings.warn(
+                    "All batches of the query are the reference's, so that there is nothing to "
+                    "train: its codes are ready.",
+                    UserWarning,
+                    stacklevel=settings.warnings_stacklevel,
+                )
+                return None
             self.module.unsettle()
             self.module.train()
         try:

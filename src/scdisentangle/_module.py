@@ -22,7 +22,15 @@ from torch.nn.functional import one_hot
 from ._alignment import Alignment
 from ._axes import Axes
 from ._codes import CodesMixin
-from ._errors import InputError, check_choice, check_count, check_options
+from ._errors import (
+    InputError,
+    check_choice,
+    check_count,
+    check_not_negative,
+    check_options,
+    check_part,
+    check_positive,
+)
 from ._input_noise import add_noise
 from ._likelihoods import (
     COUNT_LIKELIHOODS,
@@ -115,6 +123,8 @@ class DisentangleModule(
         Library size that counts are scaled to before the logarithm.
     use_size_factor_key
         Whether a registered size factor takes the place of the sum over genes as library size.
+    counts_per_size_factor
+        Library size of a cell whose size factor is 1.
     encoder
         ``"separate"`` encoders for the two codes, or one ``"shared"`` with two heads.
     nio_flow
@@ -181,6 +191,7 @@ class DisentangleModule(
         log_normalize: bool = True,
         target_sum: float = 1e4,
         use_size_factor_key: bool = False,
+        counts_per_size_factor: float = 1.0,
         encoder: Literal["separate", "shared"] = "separate",
         nio_flow: Literal["quantized", "detached", "variational", "free"] = "quantized",
         batch_in_decoder: bool = True,
@@ -199,6 +210,12 @@ class DisentangleModule(
         unlabeled_code: int | None = None,
     ):
         super().__init__()
+        check_count(n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_layers=n_layers)
+        check_count(n_hidden=n_hidden, n_hidden_nio=n_hidden_nio)
+        check_part(dropout_rate=dropout_rate, input_dropout=input_dropout)
+        check_positive(target_sum=target_sum, counts_per_size_factor=counts_per_size_factor)
+        check_not_negative(kl_weight_bio=kl_weight_bio, kl_weight_nio=kl_weight_nio)
+        check_not_negative(nio_noise_factor=nio_noise_factor)
         check_choice("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
         check_choice("dispersion", dispersion, DISPERSIONS)
         check_choice("encoder", encoder, ENCODERS)
@@ -216,6 +233,7 @@ class DisentangleModule(
         self.dispersion = dispersion
         self.log_normalize = log_normalize
         self.use_size_factor_key = use_size_factor_key
+        self.counts_per_size_factor = counts_per_size_factor
         self.nio_flow = nio_flow
         self.input_dropout = input_dropout
         self.nio_noise_factor = nio_noise_factor
@@ -232,6 +250,7 @@ class DisentangleModule(
             counts = gene_likelihood in COUNT_LIKELIHOODS
             lambda_dis = (0.01 if counts or n_components == 0 else 0.05) * n_input
         self.lambda_dis = lambda_dis
+        check_not_negative(lambda_cls=self.lambda_cls, lambda_dis=self.lambda_dis)
         if spherical is None:
             spherical = kl_weight_bio == 0 and n_latent_bio > 2
 
@@ -356,12 +375,16 @@ class DisentangleModule(
             MODULE_KEYS.CAT_COVS_KEY: tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
         }
 
+    def library_of_size_factors(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Logarithm of the library size that the size factor stands for, ``(n_cells, 1)``."""
+        return (tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY] * self.counts_per_size_factor).log()
+
     def _get_inference_input(self, tensors: dict[str, Tensor], full_forward_pass: bool = False):
         if REGISTRY_KEYS.LATENT_QZM_KEY in tensors and not full_forward_pass:
             return self._get_cached_input(tensors)
         x = tensors[REGISTRY_KEYS.X_KEY]
         if self.use_size_factor_key:
-            library = tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].log()
+            library = self.library_of_size_factors(tensors)
         else:
             library = (
                 x.sum(dim=1, keepdim=True).clamp(min=1.0 if self.log_normalize else 1e-8).log()

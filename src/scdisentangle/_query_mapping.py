@@ -6,8 +6,12 @@ from pathlib import Path
 
 import torch
 from scvi.model.base import ArchesMixin
+from scvi.model.base._constants import SAVE_KEYS
 from scvi.nn import FCLayers
 from torch import Tensor, nn
+
+from ._errors import InputError
+from ._saving import check_model_file
 
 
 class QueryMappingMixin(ArchesMixin):
@@ -55,11 +59,21 @@ class QueryMappingMixin(ArchesMixin):
 
         Returns
         -------
-        The new model, to be trained.
+        The new model, to be trained; if all its batches are the reference's, it is ready.
+
+        Raises
+        ------
+        InputError
+            If the reference is not trained, or the data do not suit it.
         """
         if isinstance(reference_model, str | Path):
             saved = any(Path(reference_model).glob("*adata.h5ad"))
             reference_model = cls.load(str(reference_model), adata=None if saved else False)
+        if not getattr(reference_model, "is_trained_", False):
+            raise InputError(
+                f"reference_model is a {type(reference_model).__name__} that is not trained. Pass "
+                "a trained model, or the folder that it was saved in."
+            )
         options = reference_model.init_params_["kwargs"]["module_kwargs"]
         # Left to the query, its batches or the version of the file would choose anew.
         options["n_components"] = reference_model.module.encoder.n_components
@@ -92,7 +106,46 @@ class QueryMappingMixin(ArchesMixin):
             parameter.requires_grad = name in known
             if name in known:
                 parameter.register_hook(lambda gradient, new=~known[name]: gradient * new)
+        model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
         return model
+
+    @classmethod
+    def prepare_query_anndata(cls, adata, reference_model, *args, **kwargs):
+        """The reference's genes, in its order and 0 where they are missing, as in scvi-tools.
+
+        Parameters
+        ----------
+        adata, reference_model
+            As for :meth:`load_query_data`.
+        *args, **kwargs
+            ``return_reference_var_names``, ``inplace``.
+        """
+        return ArchesMixin.prepare_query_anndata(
+            adata, _checked(reference_model, cls.__name__), *args, **kwargs
+        )
+
+    @classmethod
+    def prepare_query_mudata(cls, mdata, reference_model, *args, **kwargs):
+        """As :meth:`prepare_query_anndata`, for each modality.
+
+        Parameters
+        ----------
+        mdata, reference_model
+            As for :meth:`load_query_data`.
+        *args, **kwargs
+            ``return_reference_var_names``, ``inplace``.
+        """
+        return ArchesMixin.prepare_query_mudata(
+            mdata, _checked(reference_model, cls.__name__), *args, **kwargs
+        )
+
+
+def _checked(reference_model, class_name: str):
+    """A model, or the folder of one, of which the file was checked."""
+    if not isinstance(reference_model, str | Path):
+        return reference_model
+    check_model_file(Path(reference_model) / SAVE_KEYS.MODEL_FNAME, class_name)
+    return str(reference_model)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 from anndata import AnnData
@@ -18,13 +19,25 @@ from scvi.data.fields import (
     MuDataLayerField,
     MuDataNumericalJointObsField,
     MuDataNumericalObsField,
+    MuDataWrapper,
     NumericalJointObsField,
     NumericalObsField,
 )
 
 from . import _validation
-from ._errors import InputError
+from ._errors import InputError, check_choice, check_options
 from ._likelihoods import COUNT_LIKELIHOODS
+
+
+class LabelsField(CategoricalObsField):
+    """Labels, of which later data may have others: what encodes a cell does not read them."""
+
+    def transfer_field(self, *args, **kwargs) -> dict:
+        """Transfer the field, with the labels of the new data beside those that are known."""
+        return super().transfer_field(*args, **{**kwargs, "extend_categories": True})
+
+
+MuDataLabelsField = MuDataWrapper(LabelsField)
 
 
 class RegistrationMixin:
@@ -68,21 +81,18 @@ class RegistrationMixin:
         Raises
         ------
         InputError
-            If a key is missing, a batch or label is missing for a cell, there are no cells or no
-            genes, or values are NaN or infinite.
+            If an argument is unknown, a key is missing, a batch, label or covariate is missing for
+            a cell, numbers are none or not finite, size factors are not above 0, there are no cells
+            or no genes, or values are NaN or infinite.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        obs_keys = {
-            "batch_key": batch_key,
-            "labels_key": labels_key,
-            "size_factor_key": size_factor_key,
-            **{f"categorical_covariate_keys[{k}]": k for k in categorical_covariate_keys or []},
-            **{f"continuous_covariate_keys[{k}]": k for k in continuous_covariate_keys or []},
-        }
+        _validation.check_is_anndata(adata)
+        cls._check_setup_options("setup_anndata", kwargs)
         _validation.check_no_view(adata)
         if kwargs.get("allow_missing_labels") and labels_key not in (None, *adata.obs):
             adata.obs[labels_key] = unlabeled_category
-        _validation.check_keys(adata, layer, obs_keys)
+        _validation.check_keys(adata, layer, {})
+        cls._check_obs(adata, setup_method_args["setup_args"])
         _validation.check_values(adata, layer)
         if (source_registry := kwargs.get("source_registry")) is not None:
             cls._check_against(
@@ -93,7 +103,7 @@ class RegistrationMixin:
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            LabelsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
@@ -140,21 +150,24 @@ class RegistrationMixin:
             As for :meth:`setup_anndata`, or if no modality holds the values.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        cls._check_setup_options("setup_mudata", kwargs)
         if modalities.get("rna_layer") not in mdata.mod:
             raise InputError(
                 f"modalities={dict(modalities)} names no modality with the values. Give one of "
                 f"{', '.join(mdata.mod)}: modalities={{'rna_layer': '{next(iter(mdata.mod))}'}}"
             )
+        for modality in modalities.values():
+            check_choice("modality", modality, mdata.mod)
         mod_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
         setup_args = setup_method_args["setup_args"]
         measured, _ = measurements(mdata, setup_args)
         _validation.check_keys(measured, rna_layer, {})
-        for argument in ("batch_key", "labels_key", "size_factor_key"):
-            described = description(mdata, setup_args, argument)
-            _validation.check_keys(described, None, {argument: setup_args[argument]})
+        cls._check_obs(mdata, setup_args)
         _validation.check_values(measured, rna_layer)
         if (source_registry := kwargs.get("source_registry")) is not None:
             cls._check_against(mdata, source_registry, kwargs.get("extend_categories", False))
+        else:
+            _validation.warn_of_batches(description(mdata, setup_args, "batch_key"), batch_key)
         fields = [
             MuDataLayerField(
                 REGISTRY_KEYS.X_KEY,
@@ -165,9 +178,7 @@ class RegistrationMixin:
                 correct_data_format=False,
             ),
             MuDataCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=mod_of.batch_key),
-            MuDataCategoricalObsField(
-                REGISTRY_KEYS.LABELS_KEY, labels_key, mod_key=mod_of.labels_key
-            ),
+            MuDataLabelsField(REGISTRY_KEYS.LABELS_KEY, labels_key, mod_key=mod_of.labels_key),
             MuDataNumericalObsField(
                 REGISTRY_KEYS.SIZE_FACTOR_KEY,
                 size_factor_key,
@@ -189,15 +200,41 @@ class RegistrationMixin:
         manager.register_fields(mdata, **kwargs)
         cls.register_manager(manager)
 
+    @classmethod
+    def _check_setup_options(cls, method: str, options: Mapping) -> None:
+        if "source_registry" not in options:  # the others say how to follow it
+            known = set(inspect.signature(getattr(cls, method)).parameters) - {"kwargs"}
+            check_options(options, known, method)
+
     @staticmethod
+    def _check_obs(adata: AnnData | MuData, setup_args: Mapping) -> None:
+        """Check the columns of ``.obs`` that a registration names."""
+        for argument in ("batch_key", "labels_key", "size_factor_key"):
+            described = description(adata, setup_args, argument)
+            _validation.check_keys(described, None, {argument: setup_args[argument]})
+        for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
+            keys = setup_args[argument] or []
+            if isinstance(keys, str):
+                raise InputError(f"{argument}='{keys}' must be a list: {argument}=['{keys}']")
+            described = description(adata, setup_args, argument)
+            _validation.check_keys(described, None, {f"{argument}[{key}]": key for key in keys})
+            if argument == "continuous_covariate_keys":
+                for key in keys:
+                    _validation.check_numbers(described, key)
+        if (key := setup_args["size_factor_key"]) is not None:
+            described = description(adata, setup_args, "size_factor_key")
+            _validation.check_numbers(described, key, above_zero=True)
+
+    @classmethod
     def _check_against(
-        adata: AnnData | MuData, registry: Mapping, new_categories: bool = False
+        cls, adata: AnnData | MuData, registry: Mapping, new_categories: bool = False
     ) -> None:
         """Check data against those that the model was trained on."""
         setup_args = registry["setup_args"]
         states = {key: f["state_registry"] for key, f in registry["field_registries"].items()}
         measured, _ = measurements(adata, setup_args)
         _validation.check_genes(measured, states[REGISTRY_KEYS.X_KEY]["column_names"])
+        cls._check_obs(adata, setup_args)
         batch_key = setup_args["batch_key"]
         if batch_key is not None and not new_categories:
             known = states[REGISTRY_KEYS.BATCH_KEY]["categorical_mapping"]
@@ -207,7 +244,10 @@ class RegistrationMixin:
     def _validate_anndata(
         self, adata: AnnData | MuData | None = None, copy_if_view: bool = True
     ) -> AnnData | MuData:
-        if adata is not None and self.get_anndata_manager(adata) is None:
+        if adata is None or adata is self.adata:
+            self._check_own_values()
+        else:
+            _validation.check_is_anndata(adata)
             self._check_against(adata, self.registry_)
             measured, layer = measurements(adata, self.registry_["setup_args"])
             _validation.check_keys(measured, layer, {})
@@ -216,6 +256,26 @@ class RegistrationMixin:
             if counts and _get_adata_minify_type(measured) is None:
                 _validation.check_counts(measured, layer, self.module.gene_likelihood)
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+
+    def _make_data_loader(self, adata, indices=None, *args, **kwargs):
+        cells = _validation.positions(indices, adata.n_obs)
+        return super()._make_data_loader(adata, cells, *args, **kwargs)
+
+    def _check_own_values(self) -> None:
+        """Check that the model's data are there, and have not become anything but counts."""
+        if self.adata is None:
+            raise InputError("The model was made without data: pass adata=.")
+        measured, layer = measurements(self.adata, self.registry_["setup_args"])
+        likelihood = self.module.gene_likelihood
+        if likelihood not in COUNT_LIKELIHOODS or _get_adata_minify_type(measured) is not None:
+            return
+        if not _validation.begins_with_whole_counts(measured, layer):
+            try:
+                _validation.check_counts(measured, layer, likelihood)
+            except InputError as error:
+                raise InputError(
+                    f"The values have changed since they were registered. {error}"
+                ) from error
 
 
 def measurements(adata: AnnData | MuData, setup_args: Mapping) -> tuple[AnnData, str | None]:

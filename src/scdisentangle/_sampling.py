@@ -48,17 +48,16 @@ class SamplingMixin:
         }
 
     def _get_cached_input(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        key = (
-            REGISTRY_KEYS.SIZE_FACTOR_KEY
-            if self.use_size_factor_key
-            else REGISTRY_KEYS.OBSERVED_LIB_SIZE
-        )
+        if self.use_size_factor_key:
+            library = self.library_of_size_factors(tensors)
+        else:
+            library = tensors[REGISTRY_KEYS.OBSERVED_LIB_SIZE].log()
         return {
             MODULE_KEYS.QZM_KEY: tensors[REGISTRY_KEYS.LATENT_QZM_KEY],
             MODULE_KEYS.QZV_KEY: tensors[REGISTRY_KEYS.LATENT_QZV_KEY],
             "nio_qzm": tensors[NIO_QZM_KEY],
             "nio_qzv": tensors[NIO_QZV_KEY],
-            MODULE_KEYS.LIBRARY_KEY: tensors[key].log(),
+            MODULE_KEYS.LIBRARY_KEY: library,
         }
 
     @auto_move_data

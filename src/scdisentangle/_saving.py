@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from anndata import AnnData
+from scvi.data import AnnDataManager
 from scvi.data._download import _download
 from scvi.model.base._constants import SAVE_KEYS
 from torch.serialization import get_unsafe_globals_in_checkpoint
@@ -15,12 +16,14 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from ._aside import aside, flush
 from ._errors import InputError, name_some
 
-FILE_FORMAT = 7
+FILE_FORMAT = 8
 """Raised when the package of yesterday would not give what a file of today means."""
 FIRST_WITH_SPHERES = 2
 """File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
 FIRST_WITH_NARROW_NIO = 5
 """File format since which the encoder of ``z_nio`` has units of its own number."""
+FIRST_WITH_SCALED_SIZE_FACTORS = 8
+"""File format since which size factors are scaled to counts."""
 
 _NEEDED = {
     "builtins": ("bytes", "dict", "list", "set", "slice", "tuple"),
@@ -159,6 +162,9 @@ class SavingMixin:
         if written < FIRST_WITH_NARROW_NIO:
             n_hidden_nio = model.module.encoder.nio_head.mean.in_features
             model.init_params_["kwargs"]["module_kwargs"]["n_hidden_nio"] = n_hidden_nio
+        if written < FIRST_WITH_SCALED_SIZE_FACTORS:
+            model.module.counts_per_size_factor = 1.0
+            model.init_params_["kwargs"]["module_kwargs"]["counts_per_size_factor"] = 1.0
         return model
 
     @classmethod
@@ -172,6 +178,17 @@ class SavingMixin:
         """
         check_model_file(Path(dir_path) / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}", cls.__name__)
         return super().load_registry(str(dir_path), prefix)
+
+    @classmethod
+    def view_setup_args(cls, dir_path: str | Path, prefix: str | None = None) -> None:
+        """Print the arguments of ``setup_anndata`` of a saved model, as :meth:`load_registry`.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As for :meth:`load`.
+        """
+        AnnDataManager.view_setup_method_args(cls.load_registry(dir_path, prefix))
 
 
 def check_no_link(folder: Path) -> None:

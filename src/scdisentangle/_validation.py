@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from anndata.experimental import AnnCollection
+from mudata import MuData
 from scipy import sparse
 from scvi import settings
 from scvi.dataloaders import CollectionAdapter
@@ -18,6 +19,7 @@ from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 
 ValueKind = Literal["whole counts", "counts", "others"]
 ROWS_PER_BLOCK = 10_000
+FIRST_ROWS = 1_000
 LARGEST_LOGARITHM = 30.0
 """More than this on a log scale would be a count above 1e9, to base 2, and 1e13, to base e."""
 
@@ -52,11 +54,46 @@ def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None
             )
         missing = adata.obs[key].isna().to_numpy()
         if missing.any():
+            unlabeled = " (unlabeled_category, for a label that is not known)"
             raise InputError(
                 f"adata.obs['{key}'] ({argument}) has no value for {missing.sum()} cells: "
-                f"{name_some(adata.obs_names[missing])}. Give them a value or leave them out: "
+                f"{name_some(adata.obs_names[missing])}. Give them a value"
+                f"{unlabeled if argument == 'labels_key' else ''} or leave them out: "
                 f"adata = adata[adata.obs['{key}'].notna()].copy()"
             )
+
+
+def check_is_anndata(adata: object) -> None:
+    """Raise :class:`InputError` for anything but cells by genes with annotations."""
+    if not isinstance(adata, AnnData | MuData):
+        raise InputError(
+            f"adata is of type {type(adata).__name__}, and must be an AnnData. One of a file is "
+            "anndata.read_h5ad(path)."
+        )
+
+
+def check_numbers(adata: AnnData, key: str, above_zero: bool = False) -> None:
+    """Check that a column of ``.obs`` holds finite numbers, and those above zero if so asked.
+
+    Raises
+    ------
+    InputError
+        If it does not.
+    """
+    column = adata.obs[key]
+    if not pd.api.types.is_numeric_dtype(column):
+        raise InputError(
+            f"adata.obs['{key}'] is of type {column.dtype}, and must hold numbers: "
+            f"adata.obs['{key}'] = adata.obs['{key}'].astype(float)"
+        )
+    values = column.to_numpy(dtype=float)
+    bad = ~np.isfinite(values) | (above_zero & (values <= 0))
+    if bad.any():
+        raise InputError(
+            f"adata.obs['{key}'] must be finite{' and above zero' if above_zero else ''}, and is "
+            f"not for {bad.sum()} cells: {name_some(adata.obs_names[bad])}. Mend the values or "
+            "leave these cells out."
+        )
 
 
 def check_no_view(adata: AnnData) -> None:
@@ -120,6 +157,30 @@ def check_counts(adata: AnnData, layer: str | None, gene_likelihood: str) -> Non
         )
 
 
+def positions(indices: Sequence[int] | Sequence[bool] | None, n_obs: int) -> np.ndarray:
+    """The cells that positions or a mask ask for, all if ``None``.
+
+    Raises
+    ------
+    InputError
+        If they are neither, or there are no such cells.
+    """
+    cells = np.arange(n_obs) if indices is None else np.asarray(indices)
+    if cells.ndim == 1 and cells.dtype == bool and len(cells) == n_obs:
+        cells = np.flatnonzero(cells)
+    if cells.ndim != 1 or (len(cells) and not np.issubdtype(cells.dtype, np.integer)):
+        raise InputError(
+            f"indices must be positions of cells, or a mask of {n_obs} cells, and are of type "
+            f"{cells.dtype} and shape {cells.shape}. Positions of names are "
+            "adata.obs_names.get_indexer(names)."
+        )
+    if len(cells) == 0:
+        raise InputError("indices name no cells.")
+    if len(outside := cells[(cells < -n_obs) | (cells >= n_obs)]):
+        raise InputError(f"indices name cells {name_some(outside)}, of {n_obs} cells.")
+    return cells
+
+
 def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:
     """Warn where there is nothing to separate, or a batch is too small to learn from."""
     sizes = pd.Series([adata.n_obs]) if batch_key is None else adata.obs[batch_key].value_counts()
@@ -153,6 +214,11 @@ def kind_of_values(adata: AnnData, layer: str | None) -> ValueKind:
     if beyond_logarithms and _first_entries(x, _is_negative) is None:
         return "counts"
     return "others"
+
+
+def begins_with_whole_counts(adata: AnnData, layer: str | None) -> bool:
+    """Whether the values of the first cells are whole counts."""
+    return _first_entries(_matrix(adata, layer)[:FIRST_ROWS], _not_a_whole_count) is None
 
 
 def median_sum(adata: AnnData, layer: str | None) -> float:
@@ -198,12 +264,16 @@ def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:
         )
     known = list(known)
     unseen = [value for value in adata.obs[key].unique() if value not in known]
-    if unseen:
-        raise InputError(
-            f"adata.obs['{key}'] has values that the model did not see in training: "
-            f"{name_some(unseen)}. It knows {name_some(known, limit=10)}. Leave these cells out, "
-            "or train a model on all of them."
-        )
+    if not unseen:
+        return
+    way_out = "Leave these cells out, or train a model on all of them."
+    if all(str(value) in map(str, known) for value in unseen):
+        found, needed = type(unseen[0]).__name__, type(known[0]).__name__
+        way_out = f"They are of type {found} here and were of type {needed}: make them that."
+    raise InputError(
+        f"adata.obs['{key}'] has values that the model did not see in training: "
+        f"{name_some(unseen)}. It knows {name_some(known, limit=10)}. {way_out}"
+    )
 
 
 def _warn(message: str) -> None:
@@ -253,7 +323,9 @@ def _blocks(x) -> Iterator[tuple[int, np.ndarray | sparse.spmatrix]]:
 
 
 def _sums(x) -> np.ndarray:
-    return np.concatenate([np.asarray(block.sum(axis=1)).ravel() for _, block in _blocks(x)])
+    """Of 64 bits, since the sum of counts of 16 is soon too large for these."""
+    blocks = (block.sum(axis=1, dtype=np.float64) for _, block in _blocks(x))
+    return np.concatenate([np.asarray(sums).ravel() for sums in blocks])
 
 
 def _first_entries(
