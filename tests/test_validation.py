@@ -85,6 +85,14 @@ def test_columns_that_must_hold_numbers(argument, values, problem):
         DisentangleModel.setup_anndata(adata, batch_key="batch", **{argument: key})
 
 
+@pytest.mark.parametrize("dtype", [object, "category"])
+def test_a_batch_of_several_types(dtype):
+    adata = make()
+    adata.obs["batch"] = pd.Series(["a", 1] * 20, adata.obs_names, dtype=dtype)
+    with pytest.raises(InputError, match="several types, int and str.*astype"):
+        DisentangleModel.setup_anndata(adata, batch_key="batch")
+
+
 def test_keys_that_are_no_list():
     with pytest.raises(InputError, match=r"must be a list: categorical_covariate_keys=\['batch'\]"):
         DisentangleModel.setup_anndata(make(), categorical_covariate_keys="batch")
@@ -99,6 +107,11 @@ def test_an_argument_of_setup_that_is_misspelt():
 def test_what_is_no_anndata(adata):
     with pytest.raises(InputError, match=f"type {type(adata).__name__}.*must be an AnnData.*read"):
         DisentangleModel.setup_anndata(adata, batch_key="batch")
+
+
+def test_a_model_is_not_loaded_with_what_is_no_anndata(tmp_path):
+    with pytest.raises(InputError, match="type str.*must be an AnnData"):
+        DisentangleModel.load(tmp_path, adata="cells.h5ad")
 
 
 def test_sums_of_counts_of_sixteen_bits():

@@ -15,6 +15,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ._aside import aside, flush
 from ._errors import InputError, name_some
+from ._validation import check_is_anndata
 
 FILE_FORMAT = 8
 """Raised when the package of yesterday would not give what a file of today means."""
@@ -140,6 +141,8 @@ class SavingMixin:
             If there is no model in the folder, the file is damaged, holds code, is of another class
             or of a newer version of this package; or if the data do not suit the model.
         """
+        if adata is not None and not isinstance(adata, bool):
+            check_is_anndata(adata)
         file_name = f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
         _download(backup_url, str(dir_path), file_name)
         path = Path(dir_path) / file_name

@@ -39,7 +39,7 @@ def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None
     Raises
     ------
     InputError
-        If a key is missing, or values are missing in a column.
+        If a key is missing, or values are missing in a column or of several types.
     """
     if layer is not None and layer not in adata.layers.keys():
         raise MissingKeyError(
@@ -51,6 +51,12 @@ def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None
         if key not in adata.obs:
             raise MissingKeyError(
                 f"{argument}='{key}' is not in adata.obs. {_known(key, adata.obs)}"
+            )
+        kinds = sorted({type(value).__name__ for value in adata.obs[key].dropna().unique()})
+        if len(kinds) > 1:
+            raise InputError(
+                f"adata.obs['{key}'] ({argument}) holds values of several types, "
+                f"{' and '.join(kinds)}: adata.obs['{key}'] = adata.obs['{key}'].astype(str)"
             )
         missing = adata.obs[key].isna().to_numpy()
         if missing.any():
