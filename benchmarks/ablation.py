@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[int, dict, dict]] = {
     "variational z_bio, half the KL term": (0, {"kl_weight_bio": 0.5}, {}),
     "encoder of genes": (0, {"n_components": 0}, {}),
     "z_bio of free length": (0, {"spherical": False}, {}),
+    "no alignment": (0, {"alignment": False}, {}),
     "no gene dropout": (0, {"input_dropout": 0.0}, {}),
     "mse": (1, {"gene_likelihood": "mse"}, {}),
     "zinb": (1, {"gene_likelihood": "zinb"}, {}),

@@ -215,6 +215,18 @@ def test_a_failure_leaves_no_folder_and_the_old_one_as_it_was(
     assert (out / "scores.csv").read_text() == "old"
 
 
+@pytest.mark.parametrize("step", ["disentanglement_report", "integration_scores", "umap"])
+def test_a_score_or_picture_that_fails_costs_no_model(source, tmp_path, monkeypatch, capsys, step):
+    def fail(*_, **__):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(_integrate.tl, step, fail)
+    assert run(source, tmp_path / "out", "--label-key", "celltype") == 0
+    assert "KeyError('surprise')" in capsys.readouterr().out
+    assert DisentangleModel.load(tmp_path / "out" / "model", adata=False).is_trained_
+    assert ad.read_h5ad(tmp_path / "out" / "adata.h5ad").obsm["X_disentangle"].shape == (120, 30)
+
+
 def test_an_interruption_leaves_no_folder(source, tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -285,8 +297,9 @@ def test_input_needs_a_batch_key(source, tmp_path, capsys):
     [
         ([], "COMMAND"),
         (["integrate"], "-o"),
-        (["integrate", "-o", "x", "--max-epochs", "0"], "must be at least 1"),
-        (["integrate", "-o", "x", "--n-top-genes", "many"], "invalid"),
+        (["integrate", "-o", "x", "--max-epochs", "0"], "a whole number above zero, got 0"),
+        (["integrate", "-o", "x", "--max-epochs", "ten"], "a whole number above zero, got ten"),
+        (["integrate", "-o", "x", "--n-top-genes", "many"], "whole number above zero, got many"),
         (["integrate", "-o", "x", "--objective", "hsic=heavy"], "such as hsic=0.5"),
     ],
 )

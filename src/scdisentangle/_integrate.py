@@ -36,7 +36,8 @@ def integrate(arguments: argparse.Namespace) -> None:
         model = _train(adata, arguments, steps, folder)
         _embed(adata, model, steps)
         tables = _score(adata, model, arguments, steps, folder)
-        _draw(adata, model, arguments, steps, folder)
+        with _at_most_a_warning("Not every picture was drawn."):
+            _draw(adata, model, arguments, steps, folder)
         steps.start("Write", f"{arguments.out}/")
         model.save(str(folder / _output.MODEL))
         pd.concat(model.history.values(), axis=1).to_csv(folder / _output.HISTORY)
@@ -150,7 +151,7 @@ def _score(
     batch_key, label_key = arguments.batch_key, arguments.label_key
     steps.start("Score", "the codes" if label_key is None else "the codes and the integration")
     report = scores = None
-    try:
+    with _at_most_a_warning("The codes were not scored."):
         report = tl.disentanglement_report(
             model,
             batch_key,
@@ -160,20 +161,29 @@ def _score(
             progress_bar=False,
         )
         adata.uns["disentanglement"] = model.adata.uns["disentanglement"]
-    except InputError as error:
-        warnings.warn(f"The codes were not scored. {error}", stacklevel=2)
     if label_key is not None:
-        try:
+        with _at_most_a_warning("Integration was not scored."):
             scores = tl.integration_scores(
                 adata, batch_key, label_key, [UNINTEGRATED, BIO], unintegrated=UNINTEGRATED
             )
-        except InputError as error:
-            warnings.warn(f"Integration was not scored. {error}", stacklevel=2)
     _tidy(report, scores).to_csv(folder / _output.SCORES, index=False)
     return [
         *([] if scores is None else [scores_table(scores)]),
         *([] if report is None else [report]),
     ]
+
+
+@contextmanager
+def _at_most_a_warning(consequence: str) -> Iterator[None]:
+    """What fails after training costs neither the model nor its codes."""
+    try:
+        yield
+    except OSError:  # a full disk, on which nothing could be written
+        raise
+    except InputError as error:
+        warnings.warn(f"{consequence} {error}", stacklevel=2)
+    except Exception as error:  # noqa: BLE001
+        warnings.warn(f"{consequence} {error!r}", stacklevel=2)
 
 
 def _tidy(report: tl.DisentanglementReport | None, scores: pd.DataFrame | None) -> pd.DataFrame:

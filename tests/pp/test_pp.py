@@ -1,3 +1,4 @@
+import anndata as ad
 import numpy as np
 import pytest
 import scanpy as sc
@@ -137,3 +138,34 @@ def test_threads_of_pytorch_are_kept(adata):
     pp.select_genes(adata, 60, batch_key="batch")
     pp.pca(adata)
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("n_comps", [0, -1, 2.5])
+def test_a_number_of_components_that_is_none(adata, n_comps):
+    with pytest.raises(InputError, match=f"n_comps={n_comps} must be"):
+        pp.pca(adata, n_comps)
+
+
+def test_nothing_to_select_or_to_turn(adata):
+    with pytest.raises(InputError, match="two cells and two genes"):
+        pp.pca(adata[:1].copy())
+    with pytest.raises(InputError, match="two cells and two genes"):
+        pp.pca(adata[:, :1].copy())
+    adata.obs["own"] = adata.obs_names
+    with pytest.raises(InputError, match=f"{adata.n_obs} batches of {adata.n_obs} cells"):
+        pp.select_genes(adata, 5, batch_key="own")
+    adata.X = np.ones(adata.shape, np.float32)
+    with pytest.raises(InputError, match="No gene varies"):
+        pp.select_genes(adata, 5, batch_key="batch")
+
+
+@pytest.mark.parametrize("convert", [sp.csr_matrix, lambda x: x.toarray()])
+def test_backed_values_give_what_those_in_memory_give(adata, tmp_path, convert):
+    adata.X = convert(sp.csr_matrix(adata.X))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    for cells in (adata, backed):
+        pp.select_genes(cells, 20, batch_key="batch")
+        pp.pca(cells, 5)
+    np.testing.assert_array_equal(backed.var["highly_variable"], adata.var["highly_variable"])
+    np.testing.assert_allclose(backed.obsm["X_pca"], adata.obsm["X_pca"], atol=1e-5)

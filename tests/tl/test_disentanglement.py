@@ -1,12 +1,16 @@
+from functools import partial
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
+from mudata import MuData
 from sklearn.metrics import roc_auc_score
 
 from scdisentangle import DisentangleModel, InputError
 from scdisentangle.data import simulated, simulated_codes
-from scdisentangle.tl import DisentanglementReport, disentanglement_report
+from scdisentangle.tl import DisentanglementReport, batch_effect, disentanglement_report
 
 
 def reported(adata, label_key="celltype", **options):
@@ -183,5 +187,49 @@ def test_bad_input(model):
         reported(adata, n_permutations=5)
     with pytest.raises(InputError, match="fewer than two values"):
         reported(adata[adata.obs["batch"] == "batch_0"].copy())
+    with pytest.raises(InputError, match="fewer than two values.* have 400 cells"):
+        reported(adata, None, min_cells=200, max_cells=None)
+    with pytest.raises(InputError, match="max_cells=3 is fewer"):
+        reported(adata, max_cells=3)
+    with pytest.raises(InputError, match="name their column in batch_key="):
+        disentanglement_report(adata, None)
+    for value in ("one", np.nan):
+        adata.obs["same"] = value
+        with pytest.raises(InputError, match=r"obs\['same'\] tells no two types apart"):
+            reported(adata, "same")
+    without = adata.copy()
+    del without.obsm["X_pca"]
+    with pytest.raises(InputError, match="'X_pca' is not in adata.obsm.*unintegrated="):
+        reported(without)
+    for key in ("X_disentangle", "X_disentangle_batch", "X_pca"):
+        broken = adata.copy()
+        broken.obsm[key][[4, 7], 1] = np.nan
+        with pytest.raises(InputError, match=rf"{key}'\] holds NaN.*2 cells: 'cell_4', 'cell_7'"):
+            reported(broken)
     with pytest.raises(InputError, match="call tl.disentanglement_report first"):
         DisentanglementReport.from_adata(adata)
+
+
+def test_cells_of_the_same_name():
+    adata = simulated_codes(200)
+    expected = reported(adata).table
+    adata.obs_names = ["cell"] * 200
+    pd.testing.assert_frame_equal(reported(adata).table, expected)
+
+
+def test_a_model_of_mudata():
+    rna = simulated(n_cells=200, n_genes=60, n_types=2)
+    mdata = MuData({"rna": rna, "other": ad.AnnData(np.ones((200, 3), np.float32), rna.obs[[]])})
+    mdata.obs["batch"] = rna.obs["batch"].astype(str)
+    reports = []
+    for cells, setup in (
+        (rna, DisentangleModel.setup_anndata),
+        (mdata, partial(DisentangleModel.setup_mudata, modalities={"rna_layer": "rna"})),
+    ):
+        scvi.settings.seed = 0
+        setup(cells, batch_key="batch")
+        model = DisentangleModel(cells)
+        model.train(3, enable_progress_bar=False)
+        reports.append(reported(model, None).table)
+        assert list(batch_effect(model).index) == list(rna.var_names)
+    pd.testing.assert_frame_equal(*reports, rtol=1e-3, atol=1e-3)

@@ -145,3 +145,26 @@ def test_scores_of_pca_that_others_measured(real_data, name):
     by_chance = {"KBET": 0.05, "Batch correction": 0.01}
     tolerance = pd.Series(by_chance).reindex(expected.index, fill_value=0.005)
     assert ((found[expected.index] - expected).abs() <= tolerance).all()
+
+
+def test_labels_of_one_batch_each(adata, scores):
+    own = adata.copy()
+    own.obs["own"] = own.obs["label"].astype(str) + own.obs["batch"].astype(str)
+    found = tl.integration_scores(
+        own, "batch", "own", ["mixed"], unintegrated="split", progress_bar=False
+    ).loc["mixed"]
+    assert found.index[found.isna()].tolist() == ["BRAS", "KBET", "CiLISI"]
+    assert found["iLISI"] == pytest.approx(scores.loc["mixed", "iLISI"], abs=0.02)
+    batch = found[["iLISI", "Graph connectivity", "PCR comparison"]]
+    assert found["Batch correction"] == pytest.approx(batch.mean())
+
+
+def test_codes_that_are_not_finite(adata):
+    broken = adata.copy()
+    broken.obsm["mixed"][3, 0] = np.inf
+    with pytest.raises(InputError, match=r"\['mixed'\] holds NaN or infinite.*'cell_3'"):
+        tl.integration_scores(broken, "batch", "label", ["mixed"], unintegrated="split")
+    with pytest.raises(InputError, match=r"\['mixed'\] holds NaN or infinite.*'cell_3'"):
+        tl.leakage(broken, "batch", "label", use_rep="mixed", use_rep_batch=None)
+    with pytest.raises(InputError, match=r"\['mixed'\] holds NaN or infinite.*'cell_3'"):
+        tl.umap(broken, "mixed")

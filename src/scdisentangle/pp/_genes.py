@@ -42,8 +42,8 @@ def select_genes(
     Raises
     ------
     InputError
-        If the key or the layer is missing, a cell has no batch, `n_top_genes` is below 1, or values
-        are not finite.
+        If the key or the layer is missing, a cell has no batch, `n_top_genes` is below 1, values
+        are not finite, or no gene varies.
 
     References
     ----------
@@ -65,6 +65,12 @@ def select_genes(
     else:
         sizes = values.obs["batch"].value_counts()
         values = values[values.obs["batch"].isin(sizes.index[sizes > 1])].copy()
+        if values.n_obs == 0 or not (np.ptp(values.to_df(), axis=0) > 0).any():
+            raise InputError(
+                f"No gene varies among the cells of {len(sizes)} batches of "
+                f"{adata.n_obs} cells in all, so that there are none to select: look at the "
+                "values, and at batch_key."
+            )
         rank = _by_variance if values.X.min() < 0 else _by_dispersion
         chosen = rank(values, n_top_genes)
     adata.var["highly_variable"] = chosen

@@ -4,6 +4,8 @@ import anndata as ad
 import numpy as np
 import scanpy as sc
 
+from scdisentangle._errors import InputError, check_count
+
 from ._threads import threads_kept
 from ._values import log_expression
 
@@ -38,7 +40,8 @@ def pca(
     Raises
     ------
     InputError
-        If the layer is missing or values are not finite.
+        If the layer is missing, values are not finite, `n_comps` is below 1, or there are fewer
+        than two cells or genes.
 
     Examples
     --------
@@ -56,9 +59,12 @@ def components(
     adata: ad.AnnData, n_comps: int = 30, layer: str | None = None, *, seed: int = 0
 ) -> np.ndarray:
     """What :func:`pca` puts into ``obsm``, shape `(n_cells, n_comps)`."""
+    check_count(n_comps=n_comps)
     values = log_expression(adata, layer, batch_key=None)
     if "highly_variable" in adata.var:
         values = values[:, adata.var["highly_variable"].to_numpy()].copy()
+    if min(values.shape) < 2:
+        raise InputError(f"Components need two cells and two genes, and there are {values.shape}.")
     n_comps = min(n_comps, values.n_obs - 1, values.n_vars - 1)
     sc.pp.pca(values, n_comps=n_comps, random_state=seed, mask_var=None)
     return values.obsm["X_pca"]

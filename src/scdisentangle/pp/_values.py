@@ -20,6 +20,8 @@ def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) 
     _validation.check_keys(adata, layer, {"batch_key": batch_key})
     _validation.check_values(adata, layer)
     values = adata.X if layer is None else adata.layers[layer]
+    if hasattr(values, "to_memory"):
+        values = values.to_memory()
     values = values.tocsr() if sp.issparse(values) else np.asarray(values)
     batch = ["all"] * adata.n_obs if batch_key is None else adata.obs[batch_key].astype(str).array
     copy = ad.AnnData(

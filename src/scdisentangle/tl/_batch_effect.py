@@ -8,6 +8,7 @@ from scvi import REGISTRY_KEYS
 
 from scdisentangle._errors import InputError
 from scdisentangle._likelihoods import COUNT_LIKELIHOODS
+from scdisentangle._registration import measurements
 
 if TYPE_CHECKING:
     from scdisentangle import DisentangleModel
@@ -73,5 +74,6 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
         if model.module.gene_likelihood in COUNT_LIKELIHOODS:
             values = np.log2(np.maximum(values, _SMALLEST_SHARE))
         means[str(batch)] = values.mean(axis=0, dtype=np.float64)
-    table = pd.DataFrame(means, index=adata.var_names)
+    genes = measurements(adata, model.registry["setup_args"])[0].var_names
+    table = pd.DataFrame(means, index=genes)
     return table.sub(table.mean(axis=1), axis=0)

@@ -1,12 +1,13 @@
-"""Keys that must be in an AnnData before it is measured or drawn."""
+"""What an AnnData must hold before it is measured or drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import anndata as ad
+import numpy as np
 
-from scdisentangle._errors import InputError, did_you_mean
+from scdisentangle._errors import InputError, did_you_mean, name_some
 
 
 def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
@@ -17,6 +18,18 @@ def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
 def check_obsm(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     """Raise :class:`InputError` for the first key that ``adata.obsm`` lacks; `None` is no key."""
     _check(keys, adata.obsm, "adata.obsm")
+
+
+def finite_codes(adata: ad.AnnData, key: str) -> np.ndarray:
+    """The codes at a key of ``adata.obsm``; :class:`InputError` if one is NaN or infinite."""
+    codes = np.asarray(adata.obsm[key])
+    bad = ~np.isfinite(codes).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"adata.obsm['{key}'] holds NaN or infinite values for {bad.sum()} cells: "
+            f"{name_some(adata.obs_names[bad])}. Leave these cells out."
+        )
+    return codes
 
 
 def _check(keys: Iterable[str | None], known: Iterable[str], where: str) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from scdisentangle._errors import InputError
+from scdisentangle._registration import measurements
 from scdisentangle.pp._pca import components
 
-from ._checks import check_obs, check_obsm
+from ._checks import check_obs, check_obsm, finite_codes
 from ._clusters import clusters_by_batch, matched_clusters
 from ._codes import dependence, effective_dimension
 from ._probes import N_FOLDS
@@ -96,7 +97,8 @@ def disentanglement_report(
     Raises
     ------
     InputError
-        If a key is missing, there are fewer than two batches, or an argument is out of range.
+        If a key is missing, there are fewer than two batches or labels, codes are not finite, or an
+        argument is out of range.
 
     Examples
     --------
@@ -111,7 +113,7 @@ def disentanglement_report(
     """
     adata, codes = _codes(model_or_adata, use_rep, use_rep_batch)
     check_obs(adata, (batch_key, label_key))
-    _check(adata, batch_key, min_cells, n_permutations)
+    _check(adata, batch_key, label_key, min_cells, max_cells, n_permutations)
     codes["unintegrated"] = _unintegrated(model_or_adata, adata, unintegrated)
 
     labelled = label_key is not None
@@ -133,7 +135,8 @@ def disentanglement_report(
     )
     probes = answers_table(answers, n_permutations=n_permutations, seed=seed)
     groups = columns["labels" if labelled else "clusters"]
-    composition = pd.crosstab(batch.astype(str), groups[groups.notna()].astype(str))
+    known = groups.notna().to_numpy()
+    composition = pd.crosstab(*(values.astype(str).to_numpy()[known] for values in (batch, groups)))
     verdict = judge(
         Evidence(probes, _confusion(answers), composition, labelled, min_cells=min_cells)
     )
@@ -162,8 +165,9 @@ def _codes(
     if isinstance(model_or_adata, ad.AnnData):
         keys = {"z_bio": use_rep, "z_nio": use_rep_batch}
         check_obsm(model_or_adata, keys.values())
-        found = {code: model_or_adata.obsm[key] for code, key in keys.items() if key is not None}
-        return model_or_adata, {code: np.asarray(values) for code, values in found.items()}
+        return model_or_adata, {
+            code: finite_codes(model_or_adata, key) for code, key in keys.items() if key is not None
+        }
     if model_or_adata.adata is None:
         raise InputError(
             "The model was made from a registry and holds no cells: put its codes into the obsm "
@@ -180,25 +184,46 @@ def _unintegrated(
     model_or_adata: DisentangleModel | ad.AnnData, adata: ad.AnnData, key: str
 ) -> np.ndarray:
     if key in adata.obsm:
-        return np.asarray(adata.obsm[key])
-    layer = None
+        return finite_codes(adata, key)
+    measured, layer = adata, None
     if not isinstance(model_or_adata, ad.AnnData):
-        layer = model_or_adata.registry["setup_args"]["layer"]
-    return components(adata, layer=layer)
+        measured, layer = measurements(adata, model_or_adata.registry["setup_args"])
+    if measured.n_vars == 0:
+        raise InputError(
+            f"'{key}' is not in adata.obsm, and there are no genes to compute it from: add it, or "
+            "name in unintegrated= the codes to compare with."
+        )
+    return components(measured, layer=layer)
 
 
-def _check(adata: ad.AnnData, batch_key: str, min_cells: int, n_permutations: int) -> None:
+def _check(
+    adata: ad.AnnData,
+    batch_key: str,
+    label_key: str | None,
+    min_cells: int,
+    max_cells: int | None,
+    n_permutations: int,
+) -> None:
     if min_cells < N_FOLDS:
         raise InputError(f"min_cells={min_cells} is fewer than the {N_FOLDS} folds need.")
+    if max_cells is not None and max_cells < 2 * min_cells:
+        raise InputError(f"max_cells={max_cells} is fewer than twice min_cells={min_cells}.")
     if n_permutations < 20:
         raise InputError(
             f"n_permutations={n_permutations} gives no p-value below 0.05; pass 20 or more."
         )
-    sizes = adata.obs[batch_key].value_counts()
-    if (sizes >= min_cells).sum() < 2:
+    if batch_key is None:
+        raise InputError("The report compares batches: name their column in batch_key=.")
+    if label_key is not None and adata.obs[label_key].nunique() < 2:
+        raise InputError(
+            f"adata.obs['{label_key}'] tells no two types apart, so that nothing can be said of "
+            "the biology: name another label_key, or none, and clusters are looked at."
+        )
+    needed = min_cells if label_key is not None else 2 * min_cells  # to find clusters in
+    if (adata.obs[batch_key].value_counts() >= needed).sum() < 2:
         raise InputError(
             f"The report compares batches, but fewer than two values of "
-            f"adata.obs['{batch_key}'] have {min_cells} cells; pass another batch_key."
+            f"adata.obs['{batch_key}'] have {needed} cells; pass another batch_key."
         )
 
 

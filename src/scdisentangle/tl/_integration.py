@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from scdisentangle._errors import InputError
 
-from ._checks import check_obs, check_obsm
+from ._checks import check_obs, check_obsm, finite_codes
 
 BIO = ["Isolated labels", "Leiden NMI", "Leiden ARI", "Silhouette label", "cLISI"]
 BATCH = ["BRAS", "iLISI", "KBET", "Graph connectivity", "PCR comparison"]
@@ -72,12 +72,14 @@ def integration_scores(
 
     Returns
     -------
-    Embeddings by metrics, also in ``adata.uns[key_added]``.
+    Embeddings by metrics, also in ``adata.uns[key_added]``. Without a label in two batches
+    ``BRAS``, ``KBET`` and ``CiLISI`` are NaN, and totals are of the others.
 
     Raises
     ------
     InputError
-        If a key is missing, or there are fewer than two batches or labels or 91 cells to score.
+        If a key is missing, codes are not finite, or there are fewer than two batches or labels or
+        91 cells to score.
 
     Examples
     --------
@@ -107,7 +109,7 @@ def integration_scores(
     for key in tqdm(embeddings, desc="Scoring", unit="embedding", disable=not progress_bar):
         with _quiet(), _reproducible():
             rows.append(_benchmark(cells, key, unintegrated))
-    table = pd.DataFrame(rows, index=embeddings)[BIO + BATCH].astype(float)
+    table = pd.DataFrame(rows, index=embeddings).reindex(columns=BIO + BATCH).astype(float)
     table["Bio conservation"] = table[BIO].mean(axis=1)
     table["Batch correction"] = table[BATCH].mean(axis=1)
     table["Total"] = _total(table, BIO, BATCH)
@@ -173,14 +175,15 @@ def _cells_to_score(
             index=kept.index.astype(str),
         ),
         obsm={
-            key: np.asarray(adata.obsm[key], dtype=np.float32)[mask] for key in dict.fromkeys(keys)
+            key: finite_codes(adata, key).astype(np.float32)[mask] for key in dict.fromkeys(keys)
         },
     )
 
 
 def _benchmark(cells: ad.AnnData, key: str, unintegrated: str) -> pd.Series:
-    from scib_metrics.benchmark import Benchmarker, BioConservation
+    from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
 
+    shared = bool((cells.obs.groupby("label", observed=True)["batch"].nunique() > 1).any())
     benchmarker = Benchmarker(
         cells,
         "batch",
@@ -189,6 +192,7 @@ def _benchmark(cells: ad.AnnData, key: str, unintegrated: str) -> pd.Series:
         bio_conservation_metrics=BioConservation(
             nmi_ari_cluster_labels_kmeans=False, nmi_ari_cluster_labels_leiden=True
         ),
+        batch_correction_metrics=BatchCorrection(bras=shared, kbet_per_label=shared),
         pre_integrated_embedding_obsm_key=unintegrated,
         progress_bar=False,
     )

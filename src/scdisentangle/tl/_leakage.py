@@ -3,12 +3,11 @@ from __future__ import annotations
 import warnings
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 
 from scdisentangle._errors import InputError
 
-from ._checks import check_obs, check_obsm
+from ._checks import check_obs, check_obsm, finite_codes
 from ._probes import N_FOLDS
 from ._questions import Question, answers_table, ask
 
@@ -95,9 +94,9 @@ def leakage(
     if min_cells < N_FOLDS:
         raise InputError(f"min_cells={min_cells} is fewer than the {N_FOLDS} folds need.")
 
-    codes = {"z_bio": np.asarray(adata.obsm[use_rep])}
+    codes = {"z_bio": finite_codes(adata, use_rep)}
     if use_rep_batch is not None:
-        codes["z_nio"] = np.asarray(adata.obsm[use_rep_batch])
+        codes["z_nio"] = finite_codes(adata, use_rep_batch)
     columns = {"batch": adata.obs[batch_key], "batches": adata.obs[batch_key]}
     if label_key is not None:
         columns |= {"label": adata.obs[label_key], "labels": adata.obs[label_key]}

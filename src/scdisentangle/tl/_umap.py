@@ -9,7 +9,7 @@ import scanpy as sc
 
 from scdisentangle._errors import InputError
 
-from ._checks import check_obsm
+from ._checks import check_obsm, finite_codes
 
 
 def umap_coordinates(code: np.ndarray, *, n_neighbors: int = 15, seed: int = 0) -> np.ndarray:
@@ -80,7 +80,7 @@ def umap(
     Raises
     ------
     InputError
-        If a key is missing or the cells are fewer than four.
+        If a key is missing, codes are not finite, or the cells are fewer than four.
 
     Examples
     --------
@@ -95,4 +95,4 @@ def umap(
     if adata.n_obs < 4:
         raise InputError(f"UMAP needs at least four cells, got {adata.n_obs}.")
     for key in keys:
-        adata.obsm[f"{key}_umap"] = umap_coordinates(adata.obsm[key], seed=seed)
+        adata.obsm[f"{key}_umap"] = umap_coordinates(finite_codes(adata, key), seed=seed)
