@@ -211,9 +211,9 @@ class RegistrationMixin:
         """Check the columns of ``.obs`` that a registration names."""
         for argument in ("batch_key", "labels_key", "size_factor_key"):
             described = description(adata, setup_args, argument)
-            _validation.check_keys(described, None, {argument: setup_args[argument]})
+            _validation.check_keys(described, None, {argument: setup_args.get(argument)})
         for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
-            keys = setup_args[argument] or []
+            keys = setup_args.get(argument) or []
             if isinstance(keys, str):
                 raise InputError(f"{argument}='{keys}' must be a list: {argument}=['{keys}']")
             described = description(adata, setup_args, argument)
@@ -221,7 +221,7 @@ class RegistrationMixin:
             if argument == "continuous_covariate_keys":
                 for key in keys:
                     _validation.check_numbers(described, key)
-        if (key := setup_args["size_factor_key"]) is not None:
+        if (key := setup_args.get("size_factor_key")) is not None:
             described = description(adata, setup_args, "size_factor_key")
             _validation.check_numbers(described, key, above_zero=True)
 
