@@ -279,6 +279,16 @@ def test_covariates_labels_and_size_factors_are_registered(adata):
     assert model.module.unlabeled_code == mapping.index("Unknown")
 
 
+@pytest.mark.parametrize("wrong", [{"plan_kwargs": {"typo": 1}}, {"no_argument_of_the_trainer": 1}])
+def test_a_training_that_is_refused_changes_nothing(adata, wrong):
+    model = fit(adata)
+    before = model.get_latent_representation()
+    with pytest.raises((ValueError, TypeError), match="typo|no_argument"):
+        model.train(1, enable_progress_bar=False, **wrong)
+    assert not model.module.training
+    np.testing.assert_allclose(model.get_latent_representation(), before, atol=1e-5)
+
+
 def test_training_takes_what_scvi_tools_models_take(adata, tmp_path):
     model = fit(
         adata,

@@ -13,7 +13,14 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from . import _validation
-from ._errors import NonFiniteError, check_count, check_options, check_positive, check_share
+from ._errors import (
+    InputError,
+    NonFiniteError,
+    check_count,
+    check_options,
+    check_positive,
+    check_share,
+)
 from ._expression import ExpressionMixin
 from ._interruption import exit_as_asked, resume_arguments
 from ._labels import LabelMixin
@@ -298,7 +305,7 @@ class DisentangleModel(
         ------
         InputError
             If an option is unknown or out of its range, the checkpoint is of another run, the data
-            are no counts any more, or those that should stay on the device cannot.
+            are minified or no counts any more, or those that should stay on the device cannot.
         NonFiniteError
             If the loss or a gradient becomes NaN or infinite; the last good weights are kept.
         AttributeError
@@ -307,6 +314,11 @@ class DisentangleModel(
         if self.adata is None and kwargs.get("datamodule") is None:
             raise AttributeError(
                 "There is nothing to train on: pass datamodule=, or make the model with an AnnData."
+            )
+        if self.minified_data_type is not None:
+            raise InputError(
+                "The AnnData is minified, and there are no counts to train on. Train on the data "
+                "as they were before minify_adata()."
             )
         check_count(batch_size=batch_size)
         if max_epochs is not None:
@@ -365,6 +377,11 @@ class DisentangleModel(
             self.module.eval()
             self.is_trained_ = True
             self.align(kwargs.get("datamodule"))
+            raise
+        except Exception:
+            if self.is_trained_:
+                self.module.eval()
+                self.align(kwargs.get("datamodule"))
             raise
         self.align(kwargs.get("datamodule"))
         return result
