@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from scdisentangle import _schedules
@@ -49,7 +50,9 @@ def test_disentanglement_waits_and_ramps(progress, warmup, ramp, weight):
     assert _schedules.disentanglement_weight(progress, warmup, ramp) == pytest.approx(weight)
 
 
-@pytest.mark.parametrize(("length", "share"), [(5, 0.1), (0.1, 0.1), (0, 0), (1.0, 1.0), (50, 1.0)])
+@pytest.mark.parametrize(
+    ("length", "share"), [(5, 0.1), (0.1, 0.1), (0, 0), (1.0, 1.0), (50, 1.0), (np.int64(5), 0.1)]
+)
 def test_lengths_are_epochs_or_shares(length, share):
     assert _schedules.as_share(length, max_epochs=50) == pytest.approx(share)
 

@@ -157,6 +157,22 @@ def test_a_quantised_z_nio_learns_in_the_steps_that_have_the_term(flow, n_taken)
     assert n_learning == 2 * n_taken
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dis_ramp": -0.5},
+        {"dis_ramp": -1},
+        {"dis_warmup": 1.5},
+        {"lr_warmup": -1},
+        {"reconstruction_floor": -1},
+        {"reconstruction_floor": 1.5},
+    ],
+)
+def test_schedules_out_of_their_range_are_refused(options):
+    with pytest.raises(InputError, match=f"{next(iter(options))}=.* must be a number"):
+        trained(1, options)
+
+
 @pytest.mark.parametrize("every", [0, -1, 1.5])
 def test_an_interval_that_is_none_is_refused(every):
     with pytest.raises(InputError, match=f"dis_every_n_steps={every}"):

@@ -6,6 +6,7 @@ Progress :math:`p \in [0, 1]` is the share of training that is done, ``epoch / m
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Literal
 
 NoiseSchedule = Literal["linear", "cosine", "constant"]
@@ -133,4 +134,4 @@ def as_share(length: int | float, max_epochs: int) -> float:
     max_epochs
         Epochs in the whole training.
     """
-    return length / max_epochs if isinstance(length, int) else length
+    return length / max_epochs if isinstance(length, Integral) else length

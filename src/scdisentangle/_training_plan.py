@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from functools import partial
+from numbers import Integral
 from typing import get_args
 
 import torch
@@ -15,7 +16,14 @@ from torch import Tensor
 
 from . import _schedules
 from ._epoch_log import EpochLogMixin
-from ._errors import InputError, check_choice, check_count, check_options
+from ._errors import (
+    InputError,
+    check_choice,
+    check_count,
+    check_not_negative,
+    check_options,
+    check_share,
+)
 from ._finite import FiniteGuard
 from ._module import DisentangleModule
 from ._relevant_components import CELLS_TO_COMPARE
@@ -107,6 +115,12 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         for name, value in {"noise_start": noise_start, "noise_end": noise_end}.items():
             if value < 0:
                 raise InputError(f"{name}={value} is a standard deviation: give 0 or more.")
+        if reconstruction_floor is not None:
+            check_share(reconstruction_floor=reconstruction_floor)
+        lengths = {"dis_warmup": dis_warmup, "dis_ramp": dis_ramp, "lr_warmup": lr_warmup}
+        for name, length in lengths.items():
+            check = check_not_negative if isinstance(length, Integral) else check_share
+            check(**{name: length})
         check_choice("lr_schedule", lr_schedule, get_args(_schedules.LearningRateSchedule))
         super().__init__(module, lr=lr, eps=eps, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs)
         self.lr_schedule = "constant" if self.reduce_lr_on_plateau else lr_schedule
@@ -216,7 +230,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
                 n_cells += len(seen[-1])
                 if n_cells >= CELLS_TO_COMPARE:
                     break
-        components.fit(torch.cat(seen), torch.cat(batches))
+        components.fit(*(torch.cat(parts)[:CELLS_TO_COMPARE] for parts in (seen, batches)))
         for buffer in components.buffers():  # of several processes, each has seen other cells
             buffer.copy_(self.trainer.strategy.broadcast(buffer))
 
