@@ -341,6 +341,14 @@ class DisentangleModel(
                 )
             if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
                 kwargs.setdefault("check_val_every_n_epoch", 1)
+        if self.module is not None and self.module.is_frozen:
+            warnings.warn(
+                "All batches of the query are the reference's, so that there is nothing to "
+                "train: its codes are ready.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+            return None
         plan_kwargs = dict(plan_kwargs or {})
         if self.module is not None and self.module.is_partly_frozen:
             plan_kwargs.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
@@ -352,14 +360,6 @@ class DisentangleModel(
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
         if self.module is not None:
-            if not any(parameter.requires_grad for parameter in self.module.parameters()):
-                warnings.warn(
-                    "All batches of the query are the reference's, so that there is nothing to "
-                    "train: its codes are ready.",
-                    UserWarning,
-                    stacklevel=settings.warnings_stacklevel,
-                )
-                return None
             self.module.unsettle()
             self.module.train()
         try:
@@ -373,12 +373,8 @@ class DisentangleModel(
                     plan_kwargs=plan_kwargs,
                     **{"inference_mode": False, **kwargs},
                 )
-        except (NonFiniteError, KeyboardInterrupt):
-            self.module.eval()
-            self.is_trained_ = True
-            self.align(kwargs.get("datamodule"))
-            raise
-        except Exception:
+        except (Exception, KeyboardInterrupt) as error:
+            self.is_trained_ |= isinstance(error, NonFiniteError | KeyboardInterrupt)
             if self.is_trained_:
                 self.module.eval()
                 self.align(kwargs.get("datamodule"))

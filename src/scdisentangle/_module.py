@@ -359,6 +359,11 @@ class DisentangleModule(
         return not all(parameter.requires_grad for parameter in common)
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether nothing is to be trained, as in a query whose batches are all known."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
     def nio_of_batch(self) -> Tensor:
         """What stands for ``z_nio`` of any cell of each batch, ``(n_batch, n_latent_nio)``.
 

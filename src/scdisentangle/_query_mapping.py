@@ -106,7 +106,7 @@ class QueryMappingMixin(ArchesMixin):
             parameter.requires_grad = name in known
             if name in known:
                 parameter.register_hook(lambda gradient, new=~known[name]: gradient * new)
-        model.is_trained_ = not any(p.requires_grad for p in model.module.parameters())
+        model.is_trained_ = model.module.is_frozen
         return model
 
     @classmethod

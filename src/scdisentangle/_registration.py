@@ -225,16 +225,15 @@ class RegistrationMixin:
             described = description(adata, setup_args, "size_factor_key")
             _validation.check_numbers(described, key, above_zero=True)
 
-    @classmethod
+    @staticmethod
     def _check_against(
-        cls, adata: AnnData | MuData, registry: Mapping, new_categories: bool = False
+        adata: AnnData | MuData, registry: Mapping, new_categories: bool = False
     ) -> None:
         """Check data against those that the model was trained on."""
         setup_args = registry["setup_args"]
         states = {key: f["state_registry"] for key, f in registry["field_registries"].items()}
         measured, _ = measurements(adata, setup_args)
         _validation.check_genes(measured, states[REGISTRY_KEYS.X_KEY]["column_names"])
-        cls._check_obs(adata, setup_args)
         batch_key = setup_args["batch_key"]
         if batch_key is not None and not new_categories:
             known = states[REGISTRY_KEYS.BATCH_KEY]["categorical_mapping"]
@@ -248,8 +247,10 @@ class RegistrationMixin:
             self._check_own_values()
         else:
             _validation.check_is_anndata(adata)
+            setup_args = self.registry_["setup_args"]
+            self._check_obs(adata, setup_args)
             self._check_against(adata, self.registry_)
-            measured, layer = measurements(adata, self.registry_["setup_args"])
+            measured, layer = measurements(adata, setup_args)
             _validation.check_keys(measured, layer, {})
             _validation.check_values(measured, layer)
             counts = self.module.gene_likelihood in COUNT_LIKELIHOODS

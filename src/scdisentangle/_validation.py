@@ -52,13 +52,16 @@ def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None
             raise MissingKeyError(
                 f"{argument}='{key}' is not in adata.obs. {_known(key, adata.obs)}"
             )
-        kinds = sorted({type(value).__name__ for value in adata.obs[key].dropna().unique()})
+        column = adata.obs[key]
+        named = not pd.api.types.is_numeric_dtype(column)
+        kinds = {type(value).__name__ for value in column.dropna().unique()} if named else set()
         if len(kinds) > 1:
             raise InputError(
                 f"adata.obs['{key}'] ({argument}) holds values of several types, "
-                f"{' and '.join(kinds)}: adata.obs['{key}'] = adata.obs['{key}'].astype(str)"
+                f"{' and '.join(sorted(kinds))}: "
+                f"adata.obs['{key}'] = adata.obs['{key}'].astype(str)"
             )
-        missing = adata.obs[key].isna().to_numpy()
+        missing = column.isna().to_numpy()
         if missing.any():
             unlabeled = " (unlabeled_category, for a label that is not known)"
             raise InputError(
@@ -262,12 +265,8 @@ def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:
     Raises
     ------
     InputError
-        If the column is missing or has unseen categories.
+        If it has.
     """
-    if key not in adata.obs:
-        raise MissingKeyError(
-            f"adata.obs lacks '{key}', which the model needs. {_known(key, adata.obs)}"
-        )
     known = list(known)
     unseen = [value for value in adata.obs[key].unique() if value not in known]
     if not unseen:
