@@ -1,5 +1,9 @@
 """A new batch on a trained model (scArches)."""
 
+from copy import deepcopy
+from itertools import product
+
+import anndata as ad
 import numpy as np
 import pytest
 import scvi
@@ -104,7 +108,9 @@ def test_training_fits_the_new_batch_and_nothing_else(cells):
     reference, query = cells
     model = fit(reference.copy())
     scvi.settings.seed = 0
+    options = deepcopy(model.init_params_)
     query_model = DisentangleModel.load_query_data(query.copy(), model)
+    assert model.init_params_ == options
     before = {k: v.clone() for k, v in query_model.module.state_dict().items()}
     error = query_model.get_reconstruction_error()["reconstruction_loss"]
     query_model.train(20, enable_progress_bar=False)
@@ -167,6 +173,59 @@ def test_query_cells_take_the_label_of_the_reference_cells_around_them():
     assert list(soft.columns) == ["type_0", "type_1", "type_2"]
     assert list(soft.index) == list(query.obs_names)
     np.testing.assert_allclose(soft.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("nio_flow", FLOWS)
+def test_a_query_of_known_and_new_batches_leaves_the_known_ones(cells, nio_flow):
+    both = ad.concat(cells)
+    model = fit(cells[0].copy(), 3, nio_flow=nio_flow)
+    assert_reference_is_unchanged(model, mapped(model, both))
+
+
+@pytest.mark.parametrize("n_epochs", [0, 3])
+def test_what_is_frozen_stays_frozen_in_a_saved_query(cells, tmp_path, n_epochs):
+    reference, query = cells
+    query.obs["sex"] = np.where(np.arange(query.n_obs) % 2, "f", "unknown")
+    model = fit(reference.copy(), 5, {"categorical_covariate_keys": ["sex"]}, dropout_rate=0.1)
+    query_model = DisentangleModel.load_query_data(query.copy(), model, freeze_dropout=True)
+    if n_epochs > 0:
+        query_model.train(n_epochs, enable_progress_bar=False)
+    query_model.save(tmp_path / "query", save_anndata=True)
+    loaded = DisentangleModel.load(tmp_path / "query")
+    assert all(p == 0 for p in dropouts(loaded))
+    before = loaded.module.codebook.codes[2].clone()
+    loaded.train(5, enable_progress_bar=False)
+    assert_reference_is_unchanged(model, loaded)
+    assert not loaded.module.codebook.codes[2].equal(before)
+    assert loaded.module.gene_shifts.shifts[2].any()
+
+
+def test_a_query_of_an_older_file_is_not_trained(cells, tmp_path):
+    model = fit(cells[0].copy(), 3)
+    query_model = mapped(model, cells[1], 2)
+    del query_model.frozen_
+    query_model.save(tmp_path / "query", save_anndata=True)
+    loaded = DisentangleModel.load(tmp_path / "query")
+    with pytest.warns(UserWarning, match="map it again"):
+        loaded.train(1)
+    expected = query_model.get_latent_representation()
+    np.testing.assert_array_equal(loaded.get_latent_representation(), expected)
+
+
+def test_an_unfrozen_query_of_a_query_is_saved_and_loaded(cells, tmp_path):
+    reference, query = cells
+    third = query.copy()
+    third.obs["batch"] = "batch_3"
+    again = mapped(mapped(fit(reference.copy(), 5), query, 5), third, 2, unfrozen=True)
+    again.save(tmp_path / "again", save_anndata=True)
+    loaded = DisentangleModel.load(tmp_path / "again")
+    for data_, representation in product((None, query.copy()), ("bio", "batch")):
+        np.testing.assert_array_equal(
+            loaded.get_latent_representation(data_, representation=representation),
+            again.get_latent_representation(data_, representation=representation),
+        )
+    again.train(1, enable_progress_bar=False)
+    assert not any("gene_shifts" in name for name in again.history)
 
 
 def test_a_query_model_is_saved_loaded_and_mapped_upon(cells, tmp_path):

@@ -65,6 +65,27 @@ def test_learning_rate_rises_step_by_step_and_then_falls_by_epochs(objective, wa
         np.testing.assert_allclose(rates_of_optimizer, expected / 2, rtol=1e-6)
 
 
+def test_the_learning_rates_of_an_optimizer_of_ones_own_are_those_of_the_schedule_times_its_own():
+    rates = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    def creator(parameters):
+        first, *others = parameters
+        return torch.optim.SGD([{"params": [first], "lr": 1e-5}, {"params": others}], lr=1e-4)
+
+    trained(
+        plan_kwargs={"optimizer": "Custom", "optimizer_creator": creator, "lr_warmup": 0},
+        batch_size=150,
+        train_size=1.0,
+        callbacks=[Watch()],
+    )
+    course = (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
+    np.testing.assert_allclose(rates, np.outer(course, [1e-5, 1e-4]), rtol=1e-6)
+
+
 def test_one_step_has_the_whole_learning_rate():
     model = trained(max_epochs=1, train_size=1.0, batch_size=150)
     before = trained(max_epochs=1, train_size=1.0, batch_size=150, plan_kwargs={"lr_warmup": 0})

@@ -343,8 +343,9 @@ class DisentangleModel(
                 kwargs.setdefault("check_val_every_n_epoch", 1)
         if self.module is not None and self.module.is_frozen:
             warnings.warn(
-                "All batches of the query are the reference's, so that there is nothing to "
-                "train: its codes are ready.",
+                "There is nothing to train: all batches of the query are the reference's, or it "
+                "was saved by a version that did not note what of it is frozen; map it again then. "
+                "Its codes are ready.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -63,6 +64,10 @@ def check_n_components(n_components: int, encoder: str) -> None:
             "z_nio must see, and it is one with encoder='shared'. Leave n_components out, or take "
             "encoder='separate'."
         )
+
+
+def _of_new_values(new: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * new.to(gradient.device)
 
 
 class DisentangleModule(
@@ -343,14 +348,43 @@ class DisentangleModule(
         return self.gene_shifts(normalized, tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1))
 
     def on_load(self, model, **kwargs) -> None:
-        """Take from a loaded model which of its batches it learned and which were added later."""
+        """Take from a model that was loaded or mapped which batches were added, and what stays."""
         if self.nio_flow == "quantized":
             self.codebook.n_learned = getattr(model, "n_learned_batches_", self.n_batch)
         n_reference_batches = getattr(model, "n_reference_batches_", 0)
+        if self.nio_flow in ("detached", "free"):
+            self.nio_means.first_new = n_reference_batches
         if self.alignment is not None:
             self.alignment.first_new = n_reference_batches
         if self.axes is not None:
             self.axes.of_reference = n_reference_batches > 0
+        if n_reference_batches > 0:
+            self._freeze(**getattr(model, "frozen_", {"known": {}}))
+
+    def _freeze(
+        self, known: Mapping[str, Tensor], free: Sequence[str] = (), dropout: bool = False
+    ) -> None:
+        """Train only what belongs to new batches.
+
+        Parameters
+        ----------
+        known
+            For each parameter that has grown with them, by name, where the reference's values are.
+        free
+            Beginnings of names of parameters that are trained nonetheless.
+        dropout
+            Whether to switch dropout off.
+        """
+        self.gene_shifts.learned = True
+        for name, parameter in self.named_parameters():
+            if name.startswith(tuple(free)):
+                continue
+            parameter.requires_grad = name in known
+            if name in known:
+                parameter.register_hook(partial(_of_new_values, ~known[name]))
+        for layer in self.modules():
+            if dropout and isinstance(layer, nn.Dropout):
+                layer.p = 0.0
 
     @property
     def is_partly_frozen(self) -> bool:
@@ -664,7 +698,7 @@ class DisentangleModule(
             weighted[name] = disentanglement_weight * self.lambda_dis * weights[name] * term
         for name, term in kl_local.items():
             weighted[name] = kl_weight * (self.kl_weights[name] * term).mean()
-        if self.gene_shifts.learned:
+        if self.gene_shifts.shifts.requires_grad:
             weighted["gene_shifts"] = self.gene_shifts.ridge()
         if self.training and self.nio_flow in ("detached", "free"):
             self.nio_means.update(inference_outputs["z_nio"], batch)

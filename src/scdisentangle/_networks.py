@@ -15,6 +15,8 @@ from ._relevant_components import RelevantComponents
 
 SHORTCUT = 0.25
 """Weight of the first components in ``z_bio``, which at first is then mostly these."""
+WEIGHT_OF_LATEST = 0.3
+"""Weight of the latest minibatch in a running mean."""
 
 
 class AddedLater(nn.Module):
@@ -241,7 +243,7 @@ class GeneShifts(AddedLater):
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        self.learned = bool(self.shifts.any())
+        self.learned |= bool(self.shifts.any())
 
 
 class Codebook(nn.Module):
@@ -290,22 +292,20 @@ class RunningMeans(nn.Module):
         Number of batches.
     n_latent
         Dimensions of a code.
-    momentum
-        Weight of the latest minibatch.
     """
 
-    def __init__(self, n_batch: int, n_latent: int, momentum: float = 0.3):
+    def __init__(self, n_batch: int, n_latent: int):
         super().__init__()
-        self.momentum = momentum
+        self.first_new = 0
         self.register_buffer("means", torch.zeros(n_batch, n_latent))
 
     @torch.no_grad()
     def update(self, z: Tensor, batch: Tensor) -> None:
-        """Move towards the means of a minibatch; batches that it lacks stay."""
+        """Move towards a minibatch's means; batches that it lacks, or before ``first_new``, stay."""
         members = nn.functional.one_hot(batch, len(self.means)).to(z.dtype).T
         counts = members.sum(dim=1, keepdim=True)
-        change = members @ z / counts.clamp(min=1) - self.means
-        self.means += self.momentum * (counts > 0) * change
+        change = WEIGHT_OF_LATEST * (counts > 0) * (members @ z / counts.clamp(min=1) - self.means)
+        self.means[self.first_new :] += change[self.first_new :]
 
 
 class Decoder(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ class QueryMappingMixin(ArchesMixin):
         reference_model
             A trained model, or the folder that it was saved in.
         unfrozen
-            Whether to train everything.
+            Whether to train everything, whatever the options below say.
         freeze_dropout
             Whether to switch dropout off.
         freeze_expression, freeze_decoder_first_layer, freeze_classifier
@@ -74,38 +75,34 @@ class QueryMappingMixin(ArchesMixin):
                 f"reference_model is a {type(reference_model).__name__} that is not trained. Pass "
                 "a trained model, or the folder that it was saved in."
             )
-        options = reference_model.init_params_["kwargs"]["module_kwargs"]
-        # Left to the query, its batches or the version of the file would choose anew.
-        options["n_components"] = reference_model.module.encoder.n_components
-        model = super().load_query_data(
-            adata, reference_model, unfrozen=True, **{"transfer_batch": True, **kwargs}
-        )
         reference = reference_model.module
+        # Left to the query, its batches or the version of the file would choose anew.
+        settled = copy(reference_model)
+        settled.init_params_ = deepcopy(reference_model.init_params_)
+        settled.init_params_["kwargs"]["module_kwargs"]["n_components"] = (
+            reference.encoder.n_components
+        )
+        model = super().load_query_data(
+            adata, settled, unfrozen=True, **{"transfer_batch": True, **kwargs}
+        )
         known = _grow(reference, model.module)
         model.labelled_codes_ = reference_model._labelled_codes()
-        if freeze_dropout:
-            for layer in model.module.modules():
-                if isinstance(layer, nn.Dropout):
-                    layer.p = 0.0
-        if unfrozen:
-            return model
-        if model.module.nio_flow == "quantized":
-            model.n_learned_batches_ = reference.codebook.n_learned
-        model.n_reference_batches_ = reference.n_batch
-        model.module.on_load(model)
-        model.module.gene_shifts.learned = True
-        free = {
-            "encoder.bio_encoder.fc_layers.Layer 0": not freeze_expression,
-            "encoder.nio_encoder.fc_layers.Layer 0": not freeze_expression,
-            "decoder.trunk.fc_layers.Layer 0": not freeze_decoder_first_layer,
-            "classifier": not freeze_classifier,
+        parts = {
+            "encoder.bio_encoder.fc_layers.Layer 0": freeze_expression,
+            "encoder.nio_encoder.fc_layers.Layer 0": freeze_expression,
+            "decoder.trunk.fc_layers.Layer 0": freeze_decoder_first_layer,
+            "classifier": freeze_classifier,
         }
-        for name, parameter in model.module.named_parameters():
-            if any(is_free and name.startswith(part) for part, is_free in free.items()):
-                continue
-            parameter.requires_grad = name in known
-            if name in known:
-                parameter.register_hook(lambda gradient, new=~known[name]: gradient * new)
+        model.frozen_ = {
+            "known": known,
+            "free": [part for part, is_frozen in parts.items() if not is_frozen],
+            "dropout": freeze_dropout,
+        }
+        model.n_reference_batches_ = 0 if unfrozen else reference.n_batch
+        if model.module.nio_flow == "quantized":
+            n_learned = model.module.n_batch if unfrozen else reference.codebook.n_learned
+            model.n_learned_batches_ = n_learned
+        model.module.on_load(model)
         model.is_trained_ = model.module.is_frozen
         return model
 

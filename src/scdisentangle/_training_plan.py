@@ -270,7 +270,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         factor *= _schedules.learning_rate_factor(self.progress, self.lr_schedule)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.lr * factor
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     def training_step(self, batch, batch_idx):
         """One step; estimators that an objective brings along take theirs beside it."""
