@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from scdisentangle import DisentangleModel, InputError, _interruption, data
@@ -17,15 +18,15 @@ from scdisentangle import DisentangleModel, InputError, _interruption, data
 MINIBATCHES = 5
 
 
-def new_model(objective="contrastive"):
+def new_model(objective="contrastive", **kwargs):
     scvi.settings.seed = 0
     adata = data.simulated(n_cells=200, n_genes=60)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
-    return DisentangleModel(adata, n_hidden=16, objective=objective)
+    return DisentangleModel(adata, n_hidden=16, objective=objective, **kwargs)
 
 
 def train(model, max_epochs=5, **kwargs):
-    model.train(max_epochs, batch_size=40, enable_progress_bar=False, **kwargs)
+    model.train(max_epochs, **{"batch_size": 40, "enable_progress_bar": False, **kwargs})
 
 
 def at_minibatch(model, number, act):
@@ -74,6 +75,33 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(tmp_path, object
     train(second, checkpoint=tmp_path / "state")
     assert_same_training(second, expected)
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_run_without_a_seed_goes_on_with_the_same_cells(tmp_path):
+    state, cells = tmp_path / "state", []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, plan):
+            cells.append((trainer.datamodule.train_idx, trainer.datamodule.val_idx))
+
+    first, second = new_model(), new_model()
+    scvi.settings.seed = None
+    at_minibatch(first, 2 * MINIBATCHES, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(first, checkpoint=state, callbacks=[Watch()])
+    train(second, checkpoint=state, callbacks=[Watch()])
+    for before, after in zip(*cells, strict=True):
+        np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(second.train_indices, cells[0][0])
+    assert len(second.train_indices) < 200
+
+
+def test_functions_are_the_same_in_another_process(tmp_path):
+    def model():
+        return new_model(var_activation=lambda output: output.exp(), kl_weight_bio=0.1)
+
+    train(model(), 2, checkpoint=tmp_path / "state")
+    train(model(), 2, checkpoint=tmp_path / "state")
 
 
 def test_the_checkpoint_itself_changes_nothing(tmp_path):
@@ -144,7 +172,16 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    "other", [{"max_epochs": 4}, {"plan_kwargs": {"lr": 1e-3}}, {"objective": "hsic"}]
+    "other",
+    [
+        {"max_epochs": 4},
+        {"plan_kwargs": {"lr": 1e-3}},
+        {"objective": "hsic"},
+        {"batch_size": 50},
+        {"train_size": 0.8},
+        {"validation_size": 0.05},
+        {"shuffle_set_split": False},
+    ],
 )
 def test_the_checkpoint_of_another_run_is_refused(tmp_path, other):
     train(new_model(), checkpoint=tmp_path / "state", max_epochs=2)

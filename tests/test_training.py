@@ -137,26 +137,45 @@ model.train(
     3, accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true",
     enable_progress_bar=False, batch_size=32,
     datasplitter_kwargs={"drop_dataset_tail": True, "drop_last": False},
+    checkpoint=sys.argv[3] if len(sys.argv) > 3 else None,
 )
 np.save(sys.argv[1] + os.environ.get("LOCAL_RANK", "0"), model.get_latent_representation())
 """
 
 
-@pytest.mark.parametrize("objective", ["contrastive", "batch_mmd"])
-def test_two_processes_end_with_the_same_codes(tmp_path, objective):
-    script = tmp_path / "distributed.py"
+def in_two_processes(folder, *arguments):
+    """Codes that each of them ends with."""
+    script = folder / "distributed.py"
     script.write_text(DISTRIBUTED)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "rank"), objective],
+        [sys.executable, str(script), str(folder / "rank"), *arguments],
         check=True,
         env=environment,
-        cwd=tmp_path,
+        cwd=folder,
         timeout=300,
     )
-    first, second = (np.load(tmp_path / f"rank{rank}.npy") for rank in (0, 1))
+    return [np.load(folder / f"rank{rank}.npy") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "batch_mmd"])
+def test_two_processes_end_with_the_same_codes(tmp_path, objective):
+    first, second = in_two_processes(tmp_path, objective)
     np.testing.assert_array_equal(first, second)
     assert len(np.unique(first.round(4), axis=0)) == 200
+
+
+def test_two_processes_go_on_from_a_checkpoint(tmp_path):
+    """The second run begins with the last epoch, of which the first run wrote the start."""
+    state = str(tmp_path / "state")
+    for codes in zip(
+        in_two_processes(tmp_path, "contrastive"),
+        in_two_processes(tmp_path, "contrastive", state),
+        in_two_processes(tmp_path, "contrastive", state),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(codes[0], codes[1])
+        np.testing.assert_array_equal(codes[0], codes[2])
 
 
 def correlation(model, other):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM
@@ -16,6 +17,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ._aside import aside, flush
 from ._errors import InputError
+
+SPLIT = ("train_idx", "val_idx", "test_idx")
+"""What data modules of scvi-tools call the cells that train, validate and test."""
 
 
 @contextmanager
@@ -37,8 +41,8 @@ def exit_as_asked() -> Iterator[None]:
 class Resuming(Callback):
     """Writes the state of training when an epoch begins, the second at first, and goes on there.
 
-    Weights, optimisers, the epoch, the history and the state of the random numbers: a run that goes
-    on gives what one that was not interrupted gives.
+    Weights, optimisers, the epoch, the history, the split of the cells and the state of the random
+    numbers of each process: a run that goes on gives what one that was not interrupted gives.
 
     Parameters
     ----------
@@ -63,8 +67,9 @@ class Resuming(Callback):
         partial = aside(self.path)
         try:
             trainer.save_checkpoint(partial)
-            flush(partial)
-            partial.replace(self.path)
+            if trainer.is_global_zero:  # the only process that writes
+                flush(partial)
+                partial.replace(self.path)
         except RuntimeError as error:
             raise OSError(f"{self.path} could not be written: {error}") from error
         finally:
@@ -77,21 +82,43 @@ class Resuming(Callback):
         progress["current"] = dict.fromkeys(progress["current"], 0)
         checkpoint["scdisentangle"] = {
             "run": self.run,
-            "random": _random_state(),
+            "random": _of_each_process(trainer, _random_state()),
+            "split": {
+                name: torch.as_tensor(cells)
+                for name in SPLIT
+                if (cells := getattr(trainer.datamodule, name, None)) is not None
+            },
             "history": {
                 name: (table.index.name, table.index.tolist(), table[name].astype(float).tolist())
-                for name, table in getattr(trainer.logger, "history", {}).items()
+                for name, table in (_history(trainer) or {}).items()
             },
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict):
         """Take what was added. The order of the cells is drawn next."""
         self.restored = checkpoint["scdisentangle"]
-        _set_random_state(self.restored["random"])
+        states = self.restored["random"]
+        if len(states) != trainer.world_size:
+            raise InputError(
+                f"{self.path} is of a run of {len(states)} processes, and this one has "
+                f"{trainer.world_size}. Pass as many devices, or remove it to start anew."
+            )
+        _set_random_state(states[trainer.global_rank])
+        for name, cells in self.restored["split"].items():
+            setattr(trainer.datamodule, name, cells.numpy())
 
 
-def resume_arguments(path: str | os.PathLike, run: str, callbacks: list[Callback] | None) -> dict:
+def resume_arguments(path: str | os.PathLike, run: dict, callbacks: list[Callback] | None) -> dict:
     """Arguments of the trainer that write the state of training, and go on from it if there is any.
+
+    Parameters
+    ----------
+    path
+        File of the state.
+    run
+        What the run is of, by name.
+    callbacks
+        Those that the trainer has already.
 
     Raises
     ------
@@ -99,7 +126,8 @@ def resume_arguments(path: str | os.PathLike, run: str, callbacks: list[Callback
         If the file cannot be read, or is of another run.
     """
     path = Path(path).absolute()
-    arguments: dict = {"callbacks": [*(callbacks or []), Resuming(path, run)]}
+    described = re.sub(" at 0x[0-9a-f]+", "", repr(run))  # a function is elsewhere in each process
+    arguments: dict = {"callbacks": [*(callbacks or []), Resuming(path, described)]}
     if path.exists():
         try:
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -108,15 +136,22 @@ def resume_arguments(path: str | os.PathLike, run: str, callbacks: list[Callback
             raise InputError(
                 f"{path} is not the state of a training that can be gone on with: {error}"
             ) from error
-        if found != run:
+        if found != described:
             raise InputError(
-                f"{path} is of another run ({found}) than this one ({run}). Remove it to start "
-                "anew, or name another file."
+                f"{path} is of another run ({found}) than this one ({described}). Remove it to "
+                "start anew, or name another file."
             )
         arguments["ckpt_path"] = str(path)
     elif not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write {path.name} in.")
     return arguments
+
+
+def _of_each_process(trainer: Trainer, value: dict) -> list[dict]:
+    values = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _random_state() -> dict:
@@ -130,8 +165,14 @@ def _set_random_state(state: dict) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
+def _history(trainer: Trainer) -> Mapping | None:
+    """Tables of the logger, unless it keeps files of its own or is that of a second process."""
+    history = getattr(trainer.logger, "history", None)
+    return history if isinstance(history, Mapping) else None
+
+
 def _set_history(trainer: Trainer, history: dict) -> None:
-    if not hasattr(trainer.logger, "history"):  # a logger that keeps its own files
+    if _history(trainer) is None:
         return
     trainer.logger.experiment.data.update(
         {

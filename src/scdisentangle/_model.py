@@ -51,6 +51,8 @@ SETTLED = {
 NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}
 """Registry of a model that learns of its data as it is trained."""
 MIN_CELLS_TO_VALIDATE = 30
+OF_A_RUN = {"validation_size", "shuffle_set_split", "datasplitter_kwargs", "precision"}
+"""Arguments of ``train`` for others that a run which goes on from a checkpoint must have too."""
 
 
 class DisentangleModel(
@@ -354,8 +356,15 @@ class DisentangleModel(
         if self.module is not None and self.module.is_partly_frozen:
             plan_kwargs.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
         if checkpoint is not None:
-            run = f"{max_epochs} epochs, {dict(self.summary_stats)}, {self.init_params_}, "
-            run += f"plan_kwargs={plan_kwargs}"
+            run = {
+                "max_epochs": max_epochs,
+                "train_size": train_size,
+                "batch_size": batch_size,
+                "plan_kwargs": plan_kwargs,
+                **{name: kwargs[name] for name in sorted(OF_A_RUN & kwargs.keys())},
+                **self.init_params_,
+                **self.summary_stats,
+            }
             kwargs.update(resume_arguments(checkpoint, run, kwargs.get("callbacks")))
         if kwargs.get("datamodule") is None:
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
