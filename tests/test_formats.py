@@ -150,6 +150,8 @@ def test_a_modality_of_mudata_gives_what_it_gives_alone(adata, tmp_path):
     np.testing.assert_allclose(
         loaded.get_latent_representation(), model.get_latent_representation(), atol=1e-6
     )
+    with pytest.raises(InputError, match=r"MuData cannot be minified.*mdata\.mod"):
+        model.minify_adata()
     with pytest.raises(InputError, match="protein, rna"):
         DisentangleModel.setup_mudata(mdata, {"rna_layer": "atac"})
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -266,6 +268,30 @@ def test_a_model_with_an_activation_of_its_own_loads(tmp_path):
         strict=True,
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("activation", [torch.exp, lambda output: output.exp()])
+def test_a_model_that_would_not_be_loaded_is_not_saved(tmp_path, activation):
+    adata = data.simulated(n_cells=60, n_genes=30)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=8, kl_weight_bio=1.0, var_activation=activation)
+    with pytest.raises(InputError, match="would not be loaded.*var_activation.*Softplus"):
+        model.save(tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_is_fetched_from_where_it_is_kept(model, saved, tmp_path):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(saved))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        loaded = DisentangleModel.load(
+            tmp_path / "fetched",
+            adata=model.adata,
+            backup_url=f"http://127.0.0.1:{server.server_port}/model.pt",
+        )
+        server.shutdown()
+    expected = model.get_latent_representation()
+    np.testing.assert_array_equal(loaded.get_latent_representation(), expected)
 
 
 SAVES = """

@@ -28,13 +28,20 @@ def curve(model, name):
 
 def test_history_holds_the_schedules_as_their_formulas_say():
     model = trained(
-        plan_kwargs={"dis_warmup": 2, "dis_ramp": 0.5, "reconstruction_floor": 0.5}, lambda_dis=3.0
+        plan_kwargs={
+            "dis_warmup": 2,
+            "dis_ramp": 0.5,
+            "reconstruction_floor": 0.5,
+            "noise_start": 0.2,
+            "noise_end": 0.05,
+        },
+        lambda_dis=3.0,
     )
     progress = np.arange(8) / 8
     np.testing.assert_allclose(
         curve(model, "learning_rate"), 3e-3 * (1 + np.cos(np.pi * progress)) / 2, rtol=1e-5
     )
-    np.testing.assert_allclose(curve(model, "noise_level"), 0.1 - 0.08 * progress, rtol=1e-5)
+    np.testing.assert_allclose(curve(model, "noise_level"), 0.2 - 0.15 * progress, rtol=1e-5)
     np.testing.assert_allclose(
         curve(model, "disentanglement_weight"), 3.0 * np.clip((progress - 0.25) / 0.5, 0, 1)
     )

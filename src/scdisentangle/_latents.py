@@ -61,11 +61,11 @@ class LatentMixin:
         for tensors in minibatches:
             inputs = self.module._get_inference_input(tensors)
             codes.append(self.module.inference(**inputs)["z_bio"])
-            batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).to(codes[-1].device))
+            batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).to(codes[-1].device).long())
             n_cells += len(codes[-1])
             if n_cells >= CELLS_TO_ALIGN:
                 break
-        self.module.settle(torch.cat(codes), torch.cat(batches).long())
+        self.module.settle(*(torch.cat(parts)[:CELLS_TO_ALIGN] for parts in (codes, batches)))
 
     def _cells_to_align(self) -> np.ndarray | None:
         if self.adata.n_obs <= CELLS_TO_ALIGN:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from anndata import AnnData
+from mudata import MuData
 from scvi.data.fields import ObsmField
 from scvi.model.base import BaseMinifiedModeModelClass
 
+from ._errors import InputError
 from ._sampling import NIO_QZM_KEY, NIO_QZV_KEY
 
 
@@ -14,6 +16,26 @@ class MinificationMixin(BaseMinifiedModeModelClass):
 
     _LATENT_QZM_KEY = "scvi_latent_qzm"
     _LATENT_QZV_KEY = "scvi_latent_qzv"
+
+    def minify_adata(self, *args, **kwargs) -> None:
+        """Put codes in place of counts in a new AnnData, as in scvi-tools.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            ``minified_data_type``, ``use_latent_qzm_key``, ``use_latent_qzv_key``.
+
+        Raises
+        ------
+        InputError
+            If the model's data are a MuData.
+        """
+        if isinstance(self.adata, MuData):
+            raise InputError(
+                "A MuData cannot be minified. Make the model with the AnnData of its modality, as "
+                "mdata.mod['rna'], or keep the counts."
+            )
+        super().minify_adata(*args, **kwargs)
 
     @classmethod
     def _get_fields_for_adata_minification(cls, minified_data_type: str) -> list:

@@ -153,12 +153,12 @@ class DisentangleModel(
         if adata is not None and self.minified_data_type is None:
             values, layer = measurements(adata, setup_args)
         kind = "whole counts"
-        if values is not None and "log_normalize" not in module_kwargs:
+        if values is not None:
             kind = _validation.kind_of_values(values, layer)
-            module_kwargs["log_normalize"] = kind != "others"
+            module_kwargs.setdefault("log_normalize", kind != "others")
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs, kind)
         if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
-            _validation.check_counts(values, layer, gene_likelihood)
+            _validation.check_counts(values, layer, gene_likelihood, kind)
         if values is not None and (
             gene_likelihood in COUNT_LIKELIHOODS or module_kwargs["log_normalize"]
         ):
@@ -204,7 +204,7 @@ class DisentangleModel(
         counts = module_kwargs.get("log_normalize", True)
         likelihood = "nb" if counts else "mse"
         found = "counts" if counts else "not counts, and taken as already normalised"
-        if kind == "counts":
+        if counts and kind == "counts":
             found = "too large for logarithms, and taken as counts, though not all are whole"
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood

@@ -159,7 +159,8 @@ class DisentangleModule(
         Weight of the Kullback-Leibler term of each code, as a share of the evidence lower bound's.
         ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
     var_activation
-        Maps the output of a variational encoder to a variance, the exponential if ``None``.
+        Maps the output of a variational encoder to a variance, the exponential if ``None``. A model
+        can be saved with ``torch.nn``'s ``Softplus()``, ``ReLU()``, ``Sigmoid()`` or ``ELU()``.
     spherical
         Whether ``z_bio`` is on a sphere, of radius :math:`\sqrt{\mathrm{n\_latent\_bio}}`, while
         it is trained: its contrast compares directions. After training, unless ``z_bio`` is

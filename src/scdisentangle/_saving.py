@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -77,7 +78,7 @@ class SavingMixin:
         ------
         InputError
             If the folder exists and ``overwrite`` is off, or is a symbolic link; or if the model
-            was made without data or registry.
+            was made without data or registry, or holds what would not be loaded.
         OSError
             If it cannot be written, as on a full disk. What was there before is untouched.
         """
@@ -95,7 +96,7 @@ class SavingMixin:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = aside(folder)
         try:
-            super().save(str(partial), prefix=prefix, save_anndata=save_anndata, **kwargs)
+            _save(super().save, partial, prefix=prefix, save_anndata=save_anndata, **kwargs)
             flush(partial)
             _put_in_place(partial, folder, overwrite)
         except RuntimeError as error:
@@ -218,14 +219,13 @@ def check_model_file(path: Path, class_name: str) -> int:
     if not path.is_file():
         raise InputError(f"There is no model file {path}. Name the folder that save() wrote.")
     try:
-        asked = set(get_unsafe_globals_in_checkpoint(path))
+        strange = _strange(path)
     except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise InputError(
             f"{path} is not a model file, or is cut short or damaged: {error}. Save it again, or "
             "take it again from where it came."
         ) from error
-    needed = {f"{module}.{name}" for module, names in _NEEDED.items() for name in names}
-    if strange := sorted(asked - needed):
+    if strange:
         raise InputError(
             f"{path} is not loaded: it asks for {name_some(strange)}, which no model needs and "
             "which may run code of whoever wrote the file."
@@ -243,6 +243,27 @@ def check_model_file(path: Path, class_name: str) -> int:
             f"version reads up to {FILE_FORMAT}). Update the package to load it."
         )
     return written
+
+
+def _strange(path: Path) -> list[str]:
+    """What a file asks for that no model needs."""
+    needed = {f"{module}.{name}" for module, names in _NEEDED.items() for name in names}
+    return sorted(set(get_unsafe_globals_in_checkpoint(path)) - needed)
+
+
+def _save(save: Callable[..., None], folder: Path, *, prefix: str | None, **kwargs) -> None:
+    """Save to a folder, and make sure that the file can be loaded."""
+    try:
+        save(str(folder), prefix=prefix, **kwargs)
+        strange = _strange(folder / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}")
+    except (pickle.PicklingError, AttributeError) as error:  # of a function without a name
+        strange = [str(error)]
+    if strange:
+        raise InputError(
+            f"The model holds what would not be loaded, as it could be any code: "
+            f"{name_some(strange)}. As var_activation, take one of torch.nn: "
+            f"{', '.join(_NEEDED['torch.nn.modules.activation'])}."
+        )
 
 
 def _put_in_place(partial: Path, folder: Path, overwrite: bool) -> None:

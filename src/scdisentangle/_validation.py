@@ -20,6 +20,9 @@ from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 ValueKind = Literal["whole counts", "counts", "others"]
 ROWS_PER_BLOCK = 10_000
 FIRST_ROWS = 1_000
+VALUES_PER_LOOK = 2**20
+"""Looked at together, so that what a look needs is small beside the data."""
+NAMED_ENTRIES = 4
 LARGEST_LOGARITHM = 30.0
 """More than this on a log scale would be a count above 1e9, to base 2, and 1e13, to base e."""
 
@@ -139,8 +142,19 @@ def check_values(adata: AnnData, layer: str | None) -> None:
         )
 
 
-def check_counts(adata: AnnData, layer: str | None, gene_likelihood: str) -> None:
-    """Check that a count likelihood is given counts, as :func:`are_counts` has it, in each cell.
+def check_counts(
+    adata: AnnData, layer: str | None, gene_likelihood: str, kind: ValueKind | None = None
+) -> None:
+    """Check that a count likelihood is given counts in each cell.
+
+    Parameters
+    ----------
+    adata, layer
+        The values.
+    gene_likelihood
+        The likelihood.
+    kind
+        What they are, as :func:`kind_of_values` has it, if that is known already.
 
     Raises
     ------
@@ -149,7 +163,7 @@ def check_counts(adata: AnnData, layer: str | None, gene_likelihood: str) -> Non
     """
     x = _matrix(adata, layer)
     where = _where(layer)
-    if not are_counts(adata, layer):
+    if (kind or kind_of_values(adata, layer)) == "others":
         cells, genes = _first_entries(x, _is_negative) or _first_entries(x, _not_a_whole_count)
         raise InputError(
             f"gene_likelihood='{gene_likelihood}' needs counts, but {where} has negative or "
@@ -334,20 +348,30 @@ def _sums(x) -> np.ndarray:
 
 
 def _first_entries(
-    x, is_bad: Callable[[np.ndarray], np.ndarray], limit: int = 4
+    x, is_bad: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Rows and columns of the first bad entries, or ``None``. Zeros of sparse data are good."""
     for start, block in _blocks(x):
         if sparse.issparse(block):
-            bad = is_bad(block.data)
-            if not bad.any():
-                continue
-            coordinates = block.tocoo()
-            rows, columns = coordinates.row[bad], coordinates.col[bad]
+            block = block.tocsr() if block.format != "csc" else block
+            values, step = block.data, VALUES_PER_LOOK
         else:
-            bad = is_bad(np.asarray(block))
+            values = np.asarray(block)
+            step = max(1, VALUES_PER_LOOK // values.shape[1])
+        for first in range(0, len(values), step):
+            bad = is_bad(values[first : first + step])
             if not bad.any():
                 continue
-            rows, columns = np.nonzero(bad)
-        return start + pd.unique(rows)[:limit], pd.unique(columns)[:limit]
+            if sparse.issparse(block):
+                rows, columns = _of_stored(block, first + np.flatnonzero(bad))
+            else:
+                rows, columns = np.nonzero(bad)
+                rows += first
+            return start + pd.unique(rows)[:NAMED_ENTRIES], pd.unique(columns)[:NAMED_ENTRIES]
     return None
+
+
+def _of_stored(x: sparse.spmatrix, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of some of the stored values of a CSR or CSC matrix."""
+    outer, inner = np.searchsorted(x.indptr, entries, side="right") - 1, x.indices[entries]
+    return (inner, outer) if x.format == "csc" else (outer, inner)
