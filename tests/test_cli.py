@@ -255,6 +255,18 @@ def test_wrong_names(source, tmp_path, capsys, arguments, parts):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("objectives", "named"), [(["hsik"], "'hsik'"), (["none", "hsic"], "'none'")]
+)
+def test_an_unknown_objective_is_refused_before_the_file_is_read(
+    tmp_path, capsys, objectives, named
+):
+    unreadable = tmp_path / "unreadable.h5ad"
+    unreadable.write_text("no")
+    assert run(unreadable, tmp_path / "out", "--objective", *objectives) == 2
+    assert f"--objective={named} is not an option" in error_of(capsys)
+
+
 def test_values_that_are_not_finite(adata, tmp_path, capsys):
     broken = adata.copy()
     broken.X.data[0] = np.nan

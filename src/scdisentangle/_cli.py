@@ -152,3 +152,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--batch-key is needed with INPUT: name the column of obs with the batches"
         )
+    if arguments.objective is not None:
+        from ._errors import check_choice
+        from .objectives import OBJECTIVES
+
+        alone = len(arguments.objective) == 1
+        for name, _ in arguments.objective:
+            check_choice("--objective", name, [*OBJECTIVES, *(["none"] if alone else [])])
