@@ -286,6 +286,33 @@ def test_what_needs_a_posterior_says_so(model, what):
         getattr(model, what)()
 
 
+def test_arguments_by_position_are_checked_too(model):
+    genes = ["gene_1", "gene_3"]
+    with pytest.raises(InputError, match="library_size=-3"):
+        model.get_normalized_expression(None, None, None, None, -3)
+    for call in (model.get_normalized_expression, model.posterior_predictive_sample):
+        with pytest.raises(InputError, match="1 genes that the model does not know: 'nope'"):
+            call(None, None, None, ["nope", "gene_1"])
+        with pytest.raises(InputError, match=r"must be a list of genes: \['gene_3'\]"):
+            call(gene_list="gene_3")
+    by_position = model.get_normalized_expression(None, None, None, genes, 1e4)
+    by_name = model.get_normalized_expression(gene_list=genes, library_size=1e4)
+    pd.testing.assert_frame_equal(by_position, by_name)
+
+
+def test_groups_need_not_be_named_by_strings(model):
+    model.adata.obs["number"] = np.arange(200) % 3
+    model.adata.obs["name"] = model.adata.obs["number"].astype(str)
+    scvi.settings.seed = 0
+    found = model.differential_expression(groupby="number", group1=1, group2=2)
+    scvi.settings.seed = 0
+    expected = model.differential_expression(groupby="name", group1="1", group2="2")
+    numbers = found.select_dtypes("number").columns.difference(["group1", "group2"])
+    pd.testing.assert_frame_equal(found[numbers], expected[numbers])
+    with pytest.raises(InputError, match="no cells of group '1'. Groups are of type int there"):
+        model.differential_expression(groupby="number", group1=["1"])
+
+
 def test_what_needs_a_likelihood_says_so(adata):
     model = fit(adata, 1, gene_likelihood="mse", kl_weight_bio=0.1)
     for call in (

@@ -150,6 +150,15 @@ def test_a_modality_of_mudata_gives_what_it_gives_alone(adata, tmp_path):
     np.testing.assert_allclose(
         loaded.get_latent_representation(), model.get_latent_representation(), atol=1e-6
     )
+    scvi.settings.seed = 1
+    every = model.posterior_predictive_sample(n_samples=2).todense()
+    scvi.settings.seed = 1
+    some = model.posterior_predictive_sample(n_samples=2, gene_list=["gene_3", "gene_1"]).todense()
+    np.testing.assert_array_equal(some, every[:, [1, 3]])
+    by_position = model.get_normalized_expression(None, None, "batch_0", ["gene_3"])
+    pd.testing.assert_frame_equal(by_position, table)
+    with pytest.raises(InputError, match="takes no MuData"):
+        model.get_feature_correlation_matrix()
     with pytest.raises(InputError, match=r"MuData cannot be minified.*mdata\.mod"):
         model.minify_adata()
     with pytest.raises(InputError, match="protein, rna"):

@@ -239,7 +239,9 @@ def test_a_model_of_another_class(saved):
 
 def test_a_file_of_a_newer_version(saved):
     with_content(saved, lambda c: c["attr_dict"].update(file_format_=_saving.FILE_FORMAT + 1))
-    with pytest.raises(InputError, match=rf"newer version.*file format {_saving.FILE_FORMAT + 1}.*Update"):
+    with pytest.raises(
+        InputError, match=rf"newer version.*file format {_saving.FILE_FORMAT + 1}.*Update"
+    ):
         DisentangleModel.load(saved)
 
 

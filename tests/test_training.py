@@ -16,13 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch._dynamo.utils import counters
 
 from scdisentangle import DisentangleModel, _input_noise, _likelihoods, data
+from scdisentangle.objectives import OBJECTIVES
 
 
-def fit(max_epochs=3, plan_kwargs=None, objective="contrastive", **kwargs):
+def fit(max_epochs=3, plan_kwargs=None, objective="contrastive", n_latent_nio=8, **kwargs):
     scvi.settings.seed = 0
     adata = data.simulated(n_cells=200, n_genes=60, seed=0)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
-    model = DisentangleModel(adata, n_hidden=16, objective=objective)
+    model = DisentangleModel(adata, n_hidden=16, n_latent_nio=n_latent_nio, objective=objective)
     model.train(max_epochs, enable_progress_bar=False, plan_kwargs=plan_kwargs, **kwargs)
     return model
 
@@ -191,6 +192,14 @@ def test_bfloat16_agrees_with_float32():
     errors = [float(m.get_reconstruction_error()["reconstruction_loss"]) for m in (full, half)]
     assert errors[1] == pytest.approx(errors[0], rel=0.01)
     assert half.module.log_dispersion.dtype == torch.float32
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_in_bfloat16(objective):
+    plan_kwargs = {"dis_warmup": 0.0}
+    model = fit(2, plan_kwargs, objective, n_latent_nio=30, precision="bf16-mixed")
+    assert model.history["disentanglement_weight"].to_numpy(float)[-1] > 0
+    assert np.isfinite(model.get_latent_representation()).all()
 
 
 @pytest.mark.skipif(

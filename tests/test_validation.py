@@ -241,7 +241,11 @@ def test_new_data_is_checked_as_the_first_was():
         (lambda a: DisentangleModel(a, gene_likelihood="negbin"), "gene_likelihood='negbin'.*nb"),
         (lambda a: DisentangleModel(a, objective="hsik"), "hsic"),
         (lambda a: DisentangleModel(a).train(1, plan_kwargs={"noise_strt": 1}), "noise_start"),
-        (lambda a: DisentangleModel(a).train(1, plan_kwargs={"noise_start": -1}), "0 or more"),
+        (lambda a: DisentangleModel(a).train(1, plan_kwargs={"noise_start": -1}), "zero or more"),
+        (
+            lambda a: DisentangleModel(a).train(1, plan_kwargs={"noise_end": np.nan}),
+            "noise_end=nan must be a number",
+        ),
         (
             lambda a: DisentangleModel(a).train(1, plan_kwargs={"noise_schedule": "line"}),
             "Did you mean 'linear'",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from scvi import REGISTRY_KEYS
+from scvi.module._constants import MODULE_KEYS
 from torch import Tensor
 
 from ._likelihoods import COUNT_LIKELIHOODS
@@ -50,7 +51,10 @@ class CodesMixin:
             )
             if counts:
                 shown = shown.softmax(dim=-1)
-                shown = torch.log1p(shown * self.target_sum) if self.log_normalize else shown
+                if self.log_normalize:
+                    shown = torch.log1p(shown * self.target_sum)
+                else:
+                    shown = shown * inference_outputs[MODULE_KEYS.LIBRARY_KEY][cells].exp()
             return self.gene_shifts(shown, batch_index[partners].squeeze(-1))
 
         return Codes(

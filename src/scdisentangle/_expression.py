@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -60,60 +60,69 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         Raises
         ------
         InputError
-            If an option or a gene is unknown, ``library_size`` is not above 0 or given for values
+            If an option or a gene is unknown, ``library_size`` is not above 0 or a number for values
             that are not counts, or importance weights are asked for where there is no posterior.
         """
         self._check_if_trained(warn=False)
         check_options(kwargs, _options_of_expression(), "get_normalized_expression")
+        asked = inspect.signature(super().get_normalized_expression).bind(
+            adata, indices, self._batches(transform_batch), *args, **kwargs
+        )
+        kwargs = dict(asked.arguments)
+        kwargs |= kwargs.pop("importance_weighting_kwargs", {})
         if (library_size := kwargs.get("library_size", 1)) not in (1, "latent"):
             check_positive(library_size=library_size)
             self._require_likelihood("library_size=", COUNT_LIKELIHOODS)
-        known = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
-        genes = kwargs.get("gene_list")
-        if len(unknown := pd.Index([] if genes is None else genes).difference(known)):
-            raise InputError(
-                f"gene_list has {len(unknown)} genes that the model does not know: "
-                f"{name_some(unknown)}. It knows those of model.get_var_names()."
-            )
+        self._check_genes(kwargs.get("gene_list"))
         if kwargs.get("n_samples_overall") is not None:
             kwargs["return_numpy"] = True  # scvi-tools would name the draws after the cells
         if kwargs.get("weights") == "importance":
             self._require_likelihood("weights='importance'", OVERDISPERSED)
             self._require_posterior("weights='importance'")
-        batches = self._batches(transform_batch)
         cells = self.adata if adata is None else adata
         if not isinstance(cells, MuData):
-            return super().get_normalized_expression(adata, indices, batches, *args, **kwargs)
-        genes = kwargs.pop("gene_list", None)
+            return super().get_normalized_expression(**kwargs)
+        chosen = self._positions_in_modality(cells, kwargs.pop("gene_list", None))
         as_array = kwargs.pop("return_numpy", None)
-        expression = super().get_normalized_expression(
-            adata, indices, batches, *args, return_numpy=True, **kwargs
-        )
-        names = measurements(cells, self.registry_["setup_args"])[0].var_names
-        chosen = np.arange(len(names)) if genes is None else np.flatnonzero(names.isin(genes))
-        expression = expression[..., chosen]
+        expression = super().get_normalized_expression(**kwargs, return_numpy=True)[..., chosen]
         if as_array or expression.ndim == 3:
             return expression
+        names = self._modality(cells).var_names[chosen]
         index = cells.obs_names if indices is None else cells.obs_names[indices]
-        return pd.DataFrame(expression, index=index, columns=names[chosen])
+        return pd.DataFrame(expression, index=index, columns=names)
 
-    def posterior_predictive_sample(self, adata=None, indices=None, transform_batch=None, **kwargs):
+    def posterior_predictive_sample(
+        self, adata=None, indices=None, transform_batch=None, gene_list=None, **kwargs
+    ):
         """Draws of new values for each cell, as by scvi-tools.
 
         Parameters
         ----------
-        adata, indices, transform_batch
+        adata, indices
             As for :meth:`get_normalized_expression`.
+        transform_batch
+            As there. Of several batches it is the mean of a draw in each, which varies less than a
+            draw, and need not be whole.
+        gene_list
+            Genes to take, all if ``None``.
         **kwargs
-            ``n_samples``, ``gene_list``, ``batch_size``, ``dataloader``, ``silent``.
+            ``n_samples``, ``batch_size``, ``dataloader``, ``silent``.
 
         Returns
         -------
         Sparse array of shape ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)``.
         """
-        return super().posterior_predictive_sample(
-            adata, indices, self._batches(transform_batch), **kwargs
+        self._check_genes(gene_list)
+        cells = self.adata if adata is None else adata
+        in_modality = isinstance(cells, MuData)
+        draws = super().posterior_predictive_sample(
+            adata,
+            indices,
+            self._batches(transform_batch),
+            gene_list=None if in_modality else gene_list,
+            **kwargs,
         )
+        return draws[:, self._positions_in_modality(cells, gene_list)] if in_modality else draws
 
     def get_feature_correlation_matrix(self, *args, transform_batch=None, **kwargs):
         """Correlation of genes over denoised draws, as by scvi-tools, for ``"nb"`` and ``"zinb"``.
@@ -126,6 +135,11 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             As for :meth:`get_normalized_expression`.
         """
         self._require_likelihood("get_feature_correlation_matrix", OVERDISPERSED)
+        if isinstance(self.adata, MuData):
+            raise InputError(
+                "get_feature_correlation_matrix takes no MuData. Make the model with the AnnData "
+                "of its modality."
+            )
         return super().get_feature_correlation_matrix(
             *args, transform_batch=self._batches(transform_batch), **kwargs
         )
@@ -271,6 +285,26 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         self._require_posterior("get_aggregated_posterior")
         return super().get_aggregated_posterior(*args, **kwargs)
 
+    def _modality(self, cells: MuData) -> AnnData:
+        return measurements(cells, self.registry_["setup_args"])[0]
+
+    def _positions_in_modality(self, cells: MuData, genes: Sequence[str] | None) -> np.ndarray:
+        """Where genes are in the modality of the values; scvi-tools looks in all modalities."""
+        names = self._modality(cells).var_names
+        return np.arange(len(names)) if genes is None else np.flatnonzero(names.isin(genes))
+
+    def _check_genes(self, genes: Sequence[str] | None) -> None:
+        if genes is None:
+            return
+        if isinstance(genes, str):
+            raise InputError(f"gene_list='{genes}' must be a list of genes: ['{genes}'].")
+        known = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
+        if len(unknown := pd.Index(genes).difference(known)):
+            raise InputError(
+                f"gene_list has {len(unknown)} genes that the model does not know: "
+                f"{name_some(unknown)}. It knows those of model.get_var_names()."
+            )
+
     def _batches(self, transform_batch) -> Sequence | None:
         if isinstance(transform_batch, str) and transform_batch == "all":
             return list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
@@ -313,10 +347,14 @@ def _check_groups(cells: AnnData | MuData, groupby, group1, group2) -> None:
         return
     check_keys(cells, None, {"groupby": groupby})
     found = cells.obs[groupby].unique().tolist()
-    first = [group1] if isinstance(group1, str) else group1
-    for group in [*(first or []), *([] if group2 is None else [group2])]:
-        if group not in found:
-            raise InputError(
-                f"adata.obs['{groupby}'] (groupby) has no cells of group '{group}'. "
-                f"{did_you_mean(str(group), map(str, found))}"
-            )
+    several = isinstance(group1, Iterable) and not isinstance(group1, str)
+    for group in [*(group1 if several else [group1]), group2]:
+        if group is None or group in found:
+            continue
+        if str(group) in map(str, found):
+            way_out = f"Groups are of type {type(found[0]).__name__} there."
+        else:
+            way_out = did_you_mean(str(group), map(str, found))
+        raise InputError(
+            f"adata.obs['{groupby}'] (groupby) has no cells of group {group!r}. {way_out}"
+        )

@@ -51,6 +51,8 @@ SETTLED = {
 NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}
 """Registry of a model that learns of its data as it is trained."""
 MIN_CELLS_TO_VALIDATE = 30
+OF_ONE_OPTIMIZER = {"gradient_clip_val", "accumulate_grad_batches"}
+"""Arguments of the trainer that Lightning takes only where it steps the one optimiser itself."""
 OF_A_RUN = {"validation_size", "shuffle_set_split", "datasplitter_kwargs", "precision"}
 """Arguments of ``train`` for others that a run which goes on from a checkpoint must have too."""
 
@@ -322,6 +324,12 @@ class DisentangleModel(
                 "The AnnData is minified, and there are no counts to train on. Train on the data "
                 "as they were before minify_adata()."
             )
+        if self.module is not None and self.module.disentanglement.has_estimators:
+            for name in OF_ONE_OPTIMIZER & kwargs.keys():
+                raise InputError(
+                    f"{name}= is not for an objective with an estimator of its own, as the model "
+                    "has: it takes a second optimiser. Leave it out, or take another objective."
+                )
         check_count(batch_size=batch_size)
         if max_epochs is not None:
             check_count(max_epochs=max_epochs)

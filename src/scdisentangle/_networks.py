@@ -301,7 +301,7 @@ class RunningMeans(nn.Module):
 
     @torch.no_grad()
     def update(self, z: Tensor, batch: Tensor) -> None:
-        """Move towards a minibatch's means; batches that it lacks, or before ``first_new``, stay."""
+        """Move to a minibatch's means; batches that it lacks, or below ``first_new``, stay."""
         members = nn.functional.one_hot(batch, len(self.means)).to(z.dtype).T
         counts = members.sum(dim=1, keepdim=True)
         change = WEIGHT_OF_LATEST * (counts > 0) * (members @ z / counts.clamp(min=1) - self.means)

@@ -17,7 +17,6 @@ from torch import Tensor
 from . import _schedules
 from ._epoch_log import EpochLogMixin
 from ._errors import (
-    InputError,
     check_choice,
     check_count,
     check_not_negative,
@@ -112,9 +111,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         known = (known | own) - {"self", "module", "kwargs", "loss_kwargs"}
         check_options(kwargs, known, "plan_kwargs")
         check_choice("noise_schedule", noise_schedule, get_args(_schedules.NoiseSchedule))
-        for name, value in {"noise_start": noise_start, "noise_end": noise_end}.items():
-            if value < 0:
-                raise InputError(f"{name}={value} is a standard deviation: give 0 or more.")
+        check_not_negative(noise_start=noise_start, noise_end=noise_end)
         if reconstruction_floor is not None:
             check_share(reconstruction_floor=reconstruction_floor)
         lengths = {"dis_warmup": dis_warmup, "dis_ramp": dis_ramp, "lr_warmup": lr_warmup}

@@ -134,5 +134,7 @@ def test_does_not_change_with_the_scale_of_z_bio(make_codes):
 
 def test_refuses_weights_that_leave_nothing():
     options = {"batch_weight": 0.0, "reconstruction_weight": 0.0}
-    with pytest.raises(InputError, match="one of them above 0"):
+    with pytest.raises(InputError, match="are 0: give one of them more"):
         build_objectives({"gradient_penalty": options}, **SIZES)
+    with pytest.raises(InputError, match="batch_weight=nan must be a number"):
+        build_objectives({"gradient_penalty": {"batch_weight": float("nan")}}, **SIZES)

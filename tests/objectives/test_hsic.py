@@ -182,3 +182,10 @@ def test_four_cells_are_enough_for_the_unbiased_estimate(make_codes, spec):
     )
     assert three == 0
     assert four != 0
+
+
+@pytest.mark.parametrize("n", [6, 40, 128])
+def test_a_code_that_is_the_same_everywhere_is_aligned_with_nothing(n):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert cka(gaussian_kernel(torch.randn(n, 30)), torch.ones(n, n)) == 0.0

@@ -48,6 +48,32 @@ def test_median_sigma_is_the_median_distance_of_distinct_points():
     assert median_sigma(torch.zeros(1, 1)).item() == 1.0
 
 
+def test_median_sigma_of_rows_that_are_mostly_the_same_is_not_their_rounding():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        of_batch = (torch.rand(128) > 0.8).long()
+        kernel = gaussian_kernel((torch.randn(2, 8) * 2)[of_batch])
+        same = of_batch[:, None] == of_batch
+        np.testing.assert_allclose(kernel[same], 1.0, atol=1e-5)
+        assert median_sigma(squared_distances((torch.randn(2, 8) * 2)[of_batch])) == 1.0
+
+
+@pytest.mark.parametrize("kernel", [gaussian_kernel, multiscale_kernel])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_kernels_in_half_precision_are_those_of_the_same_codes_in_single(kernel, dtype):
+    z = torch.randn(20, 4).to(dtype)
+    half, single = z.clone().requires_grad_(), z.float().requires_grad_()
+    weights = torch.randn(20, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kernel(half)
+    expected = kernel(single)
+    torch.testing.assert_close(found, expected)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert half.grad.dtype == dtype
+    torch.testing.assert_close(half.grad.float(), single.grad, rtol=0.01, atol=0.01)
+
+
 def test_median_sigma_of_many_points_uses_some_of_them():
     z = torch.randn(900, 3).double()
     sampled = median_sigma(squared_distances(z), max_cells=300).item()

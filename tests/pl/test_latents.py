@@ -64,6 +64,16 @@ def test_colors_of_the_user(adata):
     assert list(legend(ax).values()) == ["#ff0000", "#00ff00", "#0000ff"]
 
 
+def test_colors_of_the_user_are_of_their_category_where_one_has_no_cells(adata):
+    adata.uns["batch_colors"] = ["#ff0000", "#00ff00", "#0000ff"]
+    first, _, third = adata.obs["batch"].cat.categories
+    without = adata[adata.obs["batch"] != adata.obs["batch"].cat.categories[1]].copy()
+    without.obs["batch"] = pd.Categorical(without.obs["batch"], adata.obs["batch"].cat.categories)
+    without.uns["batch_colors"] = ["#ff0000", "#00ff00", "#0000ff"]
+    ax = pl.latents(without, "batch", use_rep="X_pca", show=False)[0, 0]
+    assert legend(ax) == {first: "#ff0000", third: "#0000ff"}
+
+
 @pytest.mark.parametrize("n", [2, 8, 9, 15, 60])
 def test_as_many_colors_as_categories(adata, n):
     adata.obs["many"] = pd.Categorical([f"c{i % n:02d}" for i in range(90)])
@@ -113,6 +123,17 @@ def test_show(adata, monkeypatch):
 def test_bad_arguments(adata, arguments, message):
     with pytest.raises(InputError, match=message):
         pl.latents(adata, **arguments, show=False)
+
+
+def test_codes_that_have_no_layout_and_cannot_get_one(adata):
+    few = adata[:3].copy()
+    del few.obsm["X_pca_umap"]
+    with pytest.raises(InputError, match="at least four cells, got 3"):
+        pl.latents(few, "batch", use_rep="X_pca", show=False)
+    del adata.obsm["X_pca_umap"]
+    adata.obsm["X_pca"][0, 0] = np.nan
+    with pytest.raises(InputError, match=r"adata.obsm\['X_pca'\] holds NaN"):
+        pl.latents(adata, "batch", use_rep="X_pca", show=False)
 
 
 def test_one_axes_for_several_panels(adata):

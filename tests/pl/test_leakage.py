@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -28,6 +30,28 @@ def test_shades_and_numbers_are_shares_of_the_way_from_luck_to_certainty(report,
     numbers = [text.get_text() for text in ax.texts]
     assert {"0.04", "0.50*", "0.80*", "0.82*", "0.03"} <= set(numbers)
     assert plt.imread(tmp_path / "leakage.png").std() > 0.05
+
+
+def test_stars_where_batches_are_named_as_types(report):
+    table = report.table.copy()
+    names = {"B cells": "0", "NK": "1", "T cells": "2", "first": "0", "second": "1"}
+    table["within"] = table["within"].replace(names)
+    kept, renamed = (
+        [text.get_text() for text in pl.leakage(r, show=False).texts]
+        for r in (report, replace(report, table=table))
+    )
+    assert renamed == kept
+
+
+def test_groups_of_one_kind_and_none(report):
+    of_batch = report.table["target"] == "batch"
+    without = replace(report, table=report.table[~of_batch])
+    titles = [text.get_text() for text in pl.leakage(without, show=False).texts]
+    assert "type,\nwithin\nbatches" in titles
+    assert "batch,\nwithin\ntypes" not in titles
+    means = report.table["within"].isin(["all"])
+    with pytest.raises(InputError, match="nothing to draw"):
+        pl.leakage(replace(report, table=report.table[means]), show=False)
 
 
 def test_on_axes_that_are_given_and_without_labels():

@@ -88,3 +88,5 @@ def test_in_axes_of_the_caller(model):
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
     with pytest.raises(InputError, match="ax has 1 axes"):
         pl.losses(model, ax=[axes[0, 0]], show=False)
+    with pytest.raises(InputError, match="n_columns=0"):
+        pl.losses(model, n_columns=0, show=False)

@@ -59,6 +59,7 @@ def test_leakage(report, tmp_path):
 def test_batch_effect(tmp_path):
     values = np.add.outer(np.linspace(-1, 1, 12), [0.5, 0, -0.5]) * [1, -2, 1]
     effect = pd.DataFrame(values, index=[f"gene {i}" for i in range(12)], columns=list("abc"))
+    effect.attrs["unit"] = "log2"
     check(pl.batch_effect(effect, n_genes=4, show=False).figure, "batch_effect", tmp_path)
 
 

@@ -233,3 +233,13 @@ def test_a_model_of_mudata():
         reports.append(reported(model, None).table)
         assert list(batch_effect(model).index) == list(rna.var_names)
     pd.testing.assert_frame_equal(*reports, rtol=1e-3, atol=1e-3)
+
+
+def test_cells_without_a_batch_do_not_make_types_shared():
+    adata = simulated_codes(600, n_types=4)
+    first = (adata.obs["batch"].astype(str) == "batch_0").to_numpy()
+    odd = np.arange(600) % 2
+    adata.obs["private"] = np.where(first, "a", "c") + pd.Series(odd).astype(str).to_numpy()
+    assert reported(adata, "private").status == "confounded"
+    adata.obs["batch"] = adata.obs["batch"].astype(object).where(np.arange(600) >= 120)
+    assert reported(adata, "private").status == "confounded"

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from scdisentangle import InputError, tl
+from scdisentangle.data import simulated_codes
 
 N = 600
 
@@ -108,3 +109,20 @@ def test_cells_without_a_label_are_not_read(adata):
 def test_bad_arguments(adata, arguments, message):
     with pytest.raises(InputError, match=message):
         tl.leakage(adata, **arguments)
+
+
+def test_names_of_rows_are_no_names_of_groups():
+    adata = simulated_codes(100, n_types=3)
+    with pytest.raises(InputError, match=r"compares batches: name their column"):
+        tl.leakage(adata, None)
+    adata.obs["type"] = adata.obs["celltype"].astype(str).replace({"type_1": "all"})
+    for measure in (tl.leakage, tl.disentanglement_report):
+        with pytest.raises(InputError, match=r"adata.obs\['type'\] has a value 'all'"):
+            measure(adata, "batch", "type")
+
+
+def test_few_cells_of_each_class_are_read_where_so_few_are_asked_for():
+    adata = simulated_codes(400, n_types=6)
+    table = tl.leakage(adata, "batch", "celltype", max_cells=20)
+    found = table[(table["target"] == "label") & (table["within"] == "all")]
+    assert (found["n_cells"] == 5 * 6).all()

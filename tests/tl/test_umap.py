@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -33,6 +34,16 @@ def test_a_seed_gives_the_same_layout_and_the_rest_is_left_alone(adata):
     np.testing.assert_array_equal(again.obsm["code_umap"], adata.obsm["code_umap"])
     assert not again.obsm["X_umap"].any()
     assert not again.obsp
+
+
+def test_threads_stay_as_they_were(adata):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tl.umap(adata, "code")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_bad_input(adata):

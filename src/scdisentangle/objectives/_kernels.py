@@ -25,13 +25,16 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
 
     Returns
     -------
-    Non-negative tensor of shape ``(n, m)``.
+    Non-negative tensor of shape ``(n, m)``, of single precision where codes are of half.
     """
-    centre = x.detach().mean(0)  # keeps the rounding error relative to the spread
-    x = x - centre
-    other = x if y is None else y - centre
-    norms = x.square().sum(1).unsqueeze(1) + other.square().sum(1)
-    distances = torch.addmm(norms, x, other.T, alpha=-2.0).clamp_min_(0.0)
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        y = None if y is None else y.to(x.dtype)
+        centre = x.detach().mean(0)  # keeps the rounding error relative to the spread
+        x = x - centre
+        other = x if y is None else y - centre
+        norms = x.square().sum(1).unsqueeze(1) + other.square().sum(1)
+        distances = torch.addmm(norms, x, other.T, alpha=-2.0).clamp_min_(0.0)
     return distances.fill_diagonal_(0.0) if y is None else distances
 
 
@@ -47,7 +50,8 @@ def median_sigma(squared: Tensor, max_cells: int = 512) -> Tensor:
 
     Returns
     -------
-    Scalar in units of the code; 1 where the median is 0 or there are fewer than two points.
+    Scalar in units of the code; 1 where the median is 0, up to rounding, or there are fewer than
+    two points.
 
     References
     ----------
@@ -59,7 +63,9 @@ def median_sigma(squared: Tensor, max_cells: int = 512) -> Tensor:
     if n < 2:
         return squared.new_ones(())
     off_diagonal = squared.flatten()[1:].view(n - 1, n + 1)[:, :-1]
-    return or_one(off_diagonal.median()).sqrt()
+    median = off_diagonal.median()
+    rounding = 16 * torch.finfo(squared.dtype).eps * squared.max()
+    return or_one(torch.where(median > rounding, median, 0.0)).sqrt()
 
 
 def base_bandwidth(squared: Tensor, kernel_num: int = 5, kernel_mul: float = 2.0) -> Tensor:
@@ -158,9 +164,11 @@ class _GaussianSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         z, slope = ctx.saved_tensors
+        of_code, z = z.dtype, z.to(slope.dtype)
         pull = gradient * slope
         total = (pull.sum(0) + pull.sum(1)).unsqueeze(1)
-        return (pull @ z + pull.T @ z - total * z) * (2.0 / ctx.widest), None, None, None, None
+        slope_of_z = (pull @ z + pull.T @ z - total * z) * (2.0 / ctx.widest)
+        return slope_of_z.to(of_code), None, None, None, None
 
 
 def or_one(scale: Tensor) -> Tensor:

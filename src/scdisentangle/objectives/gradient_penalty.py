@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from scdisentangle._errors import InputError, check_count
+from scdisentangle._errors import InputError, check_count, check_not_negative
 
 from ._base import Codes, Objective
 from ._estimators import frozen_call, mlp, standardise
@@ -117,12 +117,9 @@ class GradientPenalty(Objective):
     ) -> None:
         super().__init__(**sizes)
         check_count(n_hidden=n_hidden)
-        weights = (batch_weight, reconstruction_weight)
-        if min(weights) < 0 or max(weights) == 0:
-            raise InputError(
-                f"batch_weight={batch_weight} and reconstruction_weight={reconstruction_weight} "
-                "must be 0 or more, and one of them above 0."
-            )
+        check_not_negative(batch_weight=batch_weight, reconstruction_weight=reconstruction_weight)
+        if batch_weight == reconstruction_weight == 0:
+            raise InputError("batch_weight and reconstruction_weight are 0: give one of them more.")
         self.batch_weight = batch_weight
         self.reconstruction_weight = reconstruction_weight
         if batch_weight > 0:

@@ -243,7 +243,7 @@ class BatchMMD(_KernelObjective):
     normalize
         L2-normalise z_bio first.
     min_cells
-        Batches with fewer cells in the minibatch are left out.
+        Batches with fewer cells in the minibatch, or one, are left out.
     kernel, sigma, kernel_num, kernel_mul, fix_sigma, estimator
         As in :func:`mmd2`.
     **sizes
@@ -290,7 +290,7 @@ class LocalBatchMMD(_KernelObjective):
     normalize
         L2-normalise z_bio first.
     min_cells
-        Pairs in which a batch has fewer cells in the cluster are left out.
+        Pairs in which a batch has fewer cells in the cluster, or less than two, are left out.
     kernel, sigma, kernel_num, kernel_mul, fix_sigma, estimator
         As in :func:`mmd2`.
     **sizes

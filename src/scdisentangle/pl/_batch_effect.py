@@ -78,7 +78,8 @@ def batch_effect(
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.6, aspect=20, pad=0.03)
-    bar.set_label("effect of the batch, log2", size="small")
+    unit = f", {table.attrs['unit']}" if "unit" in table.attrs else ""
+    bar.set_label(f"effect of the batch{unit}", size="small")
     bar.outline.set_visible(False)
     finish(ax.figure, show=show, save=save)
     return ax

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from scdisentangle._errors import InputError
-from scdisentangle.tl._checks import check_obs, check_obsm
+from scdisentangle.tl._checks import check_obs, check_obsm, finite_codes
 from scdisentangle.tl._umap import has_neighbourhoods, umap_coordinates
 
 from ._finish import finish
@@ -72,7 +72,8 @@ def latents(
     Raises
     ------
     InputError
-        If a key is missing, or `ax` is given for more than one panel.
+        If a key is missing, `ax` is given for more than one panel, or there are codes without a
+        layout that are not finite, or of fewer than four cells.
 
     Examples
     --------
@@ -102,7 +103,9 @@ def latents(
     size = size or float(np.clip(18_000 / adata.n_obs, 1.0, 30.0))
     for column, (key, title) in enumerate(titles.items()):
         stored = adata.obsm.get(f"{key}_umap")
-        layout = umap_coordinates(adata.obsm[key], seed=seed) if stored is None else stored
+        layout = stored
+        if stored is None:
+            layout = umap_coordinates(finite_codes(adata, key), seed=seed)
         across, up = _axis_names(np.asarray(adata.obsm[key]))
         for row, name in enumerate(colors):
             panel = axes[row, column]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from scdisentangle._errors import InputError
 from scdisentangle.tl import DisentanglementReport
 
 from ._finish import finish
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 _CMAP = "YlGnBu"
 _NOT_ASKED = "#EEEEEE"
+_TITLES = {
+    "batch": "batch,\nwithin\ntypes",
+    "label": "type,\nwithin\nbatches",
+    "cluster": "structure,\nwithin\nbatches",
+}
 
 
 def leakage(
@@ -57,7 +63,7 @@ def leakage(
     Raises
     ------
     InputError
-        If there is no report.
+        If there is no report, or it has no groups of cells.
 
     Examples
     --------
@@ -68,9 +74,17 @@ def leakage(
     """
     report = report_of(source, key)
     parts = _parts(report.table)
-    values = pd.concat([part.pivot(index="within", columns="code", values="far") for part in parts])
+    if not parts:
+        raise InputError(
+            "The report asked within no group: no type is shared by two batches, and no batch has "
+            "two types. There is nothing to draw."
+        )
+    values, p_values = (
+        pd.concat([part.pivot(index="within", columns="code", values=name) for part in parts])
+        for name in ("far", "p_value")
+    )
     columns = [code for code in CODES if code in values.columns]
-    values = values[columns]
+    values, p_values = values[columns], p_values[columns]
     if ax is None:
         longest = max(len(str(name)) for name in values.index)
         size = (1.6 + 0.08 * longest + 1.0 * len(columns), 1.1 + 0.32 * len(values))
@@ -82,27 +96,20 @@ def leakage(
     ax.set_yticks(range(len(values)), values.index)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
-    starred = {
-        (row["within"], row["code"]): row["p_value"] < 0.05
-        for part in parts
-        for _, row in part.iterrows()
-    }
-    for y, group in enumerate(values.index):
-        for x, code in enumerate(columns):
+    for y in range(len(values)):
+        for x in range(len(columns)):
             far = values.iat[y, x]
             if np.isfinite(far):
-                star = "*" if starred[group, code] else ""
+                star = "*" if p_values.iat[y, x] < 0.05 else ""
                 color = "white" if far > 0.5 else "black"
                 ax.text(x, y, f"{far:.2f}{star}", ha="center", va="center", color=color, size=9)
     row = 0
-    for part, title in zip(
-        parts, ("batch,\nwithin\ntypes", "type,\nwithin\nbatches"), strict=False
-    ):
+    for part in parts:
         height = part["within"].nunique()
         if row:
             ax.axhline(row - 0.5, color="white", linewidth=4)
         ax.annotate(
-            title if part["target"].iloc[0] != "cluster" else "structure,\nwithin\nbatches",
+            _TITLES[part["target"].iloc[0]],
             (1.02, row + (height - 1) / 2),
             xycoords=("axes fraction", "data"),
             va="center",

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from scdisentangle._errors import InputError
+from scdisentangle._errors import InputError, check_count
 
 from ._finish import finish, own_axes
 from ._palette import EIGHT
@@ -72,6 +72,7 @@ def losses(
     >>> model.train(max_epochs=2)
     >>> axes = sd.pl.losses(model, show=False)
     """
+    check_count(n_columns=n_columns)
     history = getattr(history, "history", history)
     panels = _panels(history or {})
     if not panels:

@@ -35,12 +35,15 @@ MISSING = "#D3D3D3"
 
 def category_colors(adata: ad.AnnData, key: str) -> dict[str, str]:
     """Colour of each category of ``adata.obs[key]``, as the user set in ``adata.uns`` if so."""
-    categories = adata.obs[key].astype("category").cat.remove_unused_categories().cat.categories
+    values = adata.obs[key].astype("category").cat
+    used = values.remove_unused_categories().cat.categories
     chosen = list(adata.uns.get(f"{key}_colors", []))
-    if len(chosen) < len(categories):
-        palettes = [EIGHT, _TEN, default_20, default_102]
-        chosen = next((p for p in palettes if len(p) >= len(categories)), default_102)
-    return {str(c): chosen[i % len(chosen)] for i, c in enumerate(categories)}
+    if len(chosen) >= len(values.categories):
+        colors = dict(zip(values.categories, chosen, strict=False))
+        return {str(category): colors[category] for category in used}
+    palettes = [EIGHT, _TEN, default_20, default_102]
+    chosen = next((p for p in palettes if len(p) >= len(used)), default_102)
+    return {str(c): chosen[i % len(chosen)] for i, c in enumerate(used)}
 
 
 def is_continuous(values: pd.Series) -> bool:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from scvi import REGISTRY_KEYS
 
 from scdisentangle._errors import InputError
@@ -38,11 +39,11 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     max_cells
         A random draw of so many of the model's cells, if there are more.
     seed
-        Seed of the draw.
+        Seed of the draw, and of draws from a variational ``z_bio``.
 
     Returns
     -------
-    Genes by batches; each row sums to 0. In log2 units for counts.
+    Genes by batches; each row sums to 0. In log2 units for counts, and ``attrs["unit"]`` says so.
 
     Raises
     ------
@@ -66,14 +67,20 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     present = np.unique(model.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY))
     batches = [state["categorical_mapping"][number] for number in present]
     cells = np.sort(np.random.default_rng(seed).permutation(adata.n_obs)[:max_cells])
+    counts = model.module.gene_likelihood in COUNT_LIKELIHOODS
     means = {}
     for batch in batches:
-        values = model.get_normalized_expression(
-            indices=cells, transform_batch=batch, return_numpy=True, silent=True
-        )
-        if model.module.gene_likelihood in COUNT_LIKELIHOODS:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # the same draw of a variational code for each batch
+            values = model.get_normalized_expression(
+                indices=cells, transform_batch=[batch], return_numpy=True, silent=True
+            )
+        if counts:
             values = np.log2(np.maximum(values, _SMALLEST_SHARE))
         means[str(batch)] = values.mean(axis=0, dtype=np.float64)
     genes = measurements(adata, model.registry["setup_args"])[0].var_names
     table = pd.DataFrame(means, index=genes)
-    return table.sub(table.mean(axis=1), axis=0)
+    effect = table.sub(table.mean(axis=1), axis=0)
+    if counts:
+        effect.attrs["unit"] = "log2"
+    return effect

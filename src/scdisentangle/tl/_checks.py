@@ -15,6 +15,19 @@ def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     _check(keys, adata.obs, "adata.obs")
 
 
+def check_groups(adata: ad.AnnData, batch_key: str | None, label_key: str | None) -> None:
+    """Raise :class:`InputError` if there is no batch, or a group is named as a row of the table."""
+    if batch_key is None:
+        raise InputError("What is measured compares batches: name their column in batch_key=.")
+    for key in (batch_key, label_key):
+        for name in () if key is None else adata.obs[key].dropna().unique():
+            if str(name) == "all" or str(name).startswith("mean over "):
+                raise InputError(
+                    f"adata.obs['{key}'] has a value '{name}', which is the name of a row of the "
+                    "table: give it another."
+                )
+
+
 def check_obsm(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     """Raise :class:`InputError` for the first key that ``adata.obsm`` lacks; `None` is no key."""
     _check(keys, adata.obsm, "adata.obsm")

@@ -10,7 +10,7 @@ from scdisentangle._errors import InputError
 from scdisentangle._registration import measurements
 from scdisentangle.pp._pca import components
 
-from ._checks import check_obs, check_obsm, finite_codes
+from ._checks import check_groups, check_obs, check_obsm, finite_codes
 from ._clusters import clusters_by_batch, matched_clusters
 from ._codes import dependence, effective_dimension
 from ._probes import N_FOLDS
@@ -135,7 +135,7 @@ def disentanglement_report(
     )
     probes = answers_table(answers, n_permutations=n_permutations, seed=seed)
     groups = columns["labels" if labelled else "clusters"]
-    known = groups.notna().to_numpy()
+    known = (groups.notna() & batch.notna()).to_numpy()
     composition = pd.crosstab(*(values.astype(str).to_numpy()[known] for values in (batch, groups)))
     verdict = judge(
         Evidence(probes, _confusion(answers), composition, labelled, min_cells=min_cells)
@@ -212,8 +212,7 @@ def _check(
         raise InputError(
             f"n_permutations={n_permutations} gives no p-value below 0.05; pass 20 or more."
         )
-    if batch_key is None:
-        raise InputError("The report compares batches: name their column in batch_key=.")
+    check_groups(adata, batch_key, label_key)
     if label_key is not None and adata.obs[label_key].nunique() < 2:
         raise InputError(
             f"adata.obs['{label_key}'] tells no two types apart, so that nothing can be said of "

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm.auto import tqdm
 
 from scdisentangle._errors import InputError
+from scdisentangle.pp._threads import threads_kept
 
 from ._checks import check_obs, check_obsm, finite_codes
 
@@ -22,6 +23,7 @@ _SILHOUETTES = {"Isolated labels", "Silhouette label", "BRAS"}
 _N_NEIGHBORS = 90
 
 
+@threads_kept()
 def integration_scores(
     adata: ad.AnnData,
     batch_key: str,

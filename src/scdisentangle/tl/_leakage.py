@@ -7,7 +7,7 @@ import pandas as pd
 
 from scdisentangle._errors import InputError
 
-from ._checks import check_obs, check_obsm, finite_codes
+from ._checks import check_groups, check_obs, check_obsm, finite_codes
 from ._probes import N_FOLDS
 from ._questions import Question, answers_table, ask
 
@@ -79,7 +79,8 @@ def leakage(
     Raises
     ------
     InputError
-        If a key is missing, or `min_cells` is below the five that the folds need.
+        If a key is missing, a batch or label has the name of a row of the table, or `min_cells` is
+        below the five that the folds need.
 
     Examples
     --------
@@ -90,6 +91,7 @@ def leakage(
     True
     """
     check_obs(adata, (batch_key, label_key))
+    check_groups(adata, batch_key, label_key)
     check_obsm(adata, (use_rep, use_rep_batch))
     if min_cells < N_FOLDS:
         raise InputError(f"min_cells={min_cells} is fewer than the {N_FOLDS} folds need.")

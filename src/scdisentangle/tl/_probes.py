@@ -130,12 +130,12 @@ def predict_held_out(
     seed
         Seed of the folds and of the draw of `max_cells`.
     max_cells
-        Read at most this many cells divided by the number of classes from each class, drawn at
-        random, if there are more cells.
+        Read at most this many cells divided by the number of classes from each class, but five,
+        drawn at random, if there are more cells.
     """
     classes, y = np.unique(target, return_inverse=True)
     if max_cells is not None and len(y) > max_cells:
-        drawn = _draw(y, max_cells // len(classes), np.random.default_rng(seed))
+        drawn = _draw(y, max(max_cells // len(classes), N_FOLDS), np.random.default_rng(seed))
         code, y = code[drawn], y[drawn]
     frequency = np.bincount(y) / len(y)
     folds = list(StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed).split(code, y))

@@ -8,10 +8,12 @@ import numpy as np
 import scanpy as sc
 
 from scdisentangle._errors import InputError
+from scdisentangle.pp._threads import threads_kept
 
 from ._checks import check_obsm, finite_codes
 
 
+@threads_kept()
 def umap_coordinates(code: np.ndarray, *, n_neighbors: int = 15, seed: int = 0) -> np.ndarray:
     """UMAP of a code, shape `(n_cells, 2)`.
 
@@ -22,6 +24,8 @@ def umap_coordinates(code: np.ndarray, *, n_neighbors: int = 15, seed: int = 0) 
     n_neighbors = min(n_neighbors, len(code) - 1)
     if not has_neighbourhoods(code, n_neighbors):
         return _clouds(_values(code)[1], np.random.default_rng(seed))
+    if len(code) < 4:
+        raise InputError(f"UMAP needs at least four cells, got {len(code)}.")
     cells = ad.AnnData(code)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on threads, which a seed rules out
@@ -92,7 +96,5 @@ def umap(
     """
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     check_obsm(adata, keys)
-    if adata.n_obs < 4:
-        raise InputError(f"UMAP needs at least four cells, got {adata.n_obs}.")
     for key in keys:
         adata.obsm[f"{key}_umap"] = umap_coordinates(finite_codes(adata, key), seed=seed)

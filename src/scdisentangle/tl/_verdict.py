@@ -201,7 +201,7 @@ def _biology_lost(evidence: Evidence) -> Finding | None:
         return None
     reference = above(before["balanced_accuracy"], before["luck"])
     if reference < _STRUCTURE:
-        return None
+        return Finding("biology lost", 0.0, "")
     lost = 1.0 - min(above(after["balanced_accuracy"], after["luck"]) / reference, 1.0)
     each = {}
     if evidence.labelled:
