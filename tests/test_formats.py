@@ -249,6 +249,27 @@ def test_backed_data_give_what_data_in_memory_give(adata, model, tmp_path):
     )
 
 
+def test_cells_of_backed_data_come_in_the_order_asked_for(adata, tmp_path):
+    for part in (adata[:120], adata[120:]):
+        part.copy().write_h5ad(tmp_path / f"{part.n_obs}.h5ad")
+    files = [ad.read_h5ad(tmp_path / f"{n}.h5ad", backed="r") for n in (120, 80)]
+    cells = np.array([190, 3, 150, 1, 3])
+    for data_ in (files[0], CollectionAdapter(AnnCollection(files))):
+        DisentangleModel.setup_anndata(data_, batch_key="batch", labels_key="celltype")
+        model = DisentangleModel(data_, **SMALL)
+        model.train(2, enable_progress_bar=False)
+        asked = cells % data_.n_obs
+        for of_cells in (
+            model.get_latent_representation,
+            model.get_batch_representation,
+            model.predict,
+            lambda indices=None, model=model: model.get_normalized_expression(
+                indices=indices, return_numpy=True
+            ),
+        ):
+            np.testing.assert_array_equal(of_cells(indices=asked), of_cells()[asked])
+
+
 @pytest.mark.skipif(
     not hasattr(dataloaders, "AnnbatchDataModule"), reason="this scvi-tools has no annbatch"
 )

@@ -61,6 +61,15 @@ def test_a_type_that_is_labelled_in_other_batches_only_is_found_there(model):
     assert (named.predict(indices=np.flatnonzero(alone)) == "type_2").mean() > 0.85
 
 
+def test_new_cells_are_no_reference_for_a_model_without_data(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = DisentangleModel.load(tmp_path / "model", adata=False)
+    new = model.adata[:60].copy()
+    loaded.get_latent_representation(new)
+    with pytest.raises(InputError, match="No cell is labelled.*load a saved model with the data"):
+        loaded.predict(new)
+
+
 def test_without_labels_there_is_nothing_to_predict():
     adata = data.simulated(n_cells=100, n_genes=50, seed=0)
     with pytest.raises(InputError, match="labels_key"):

@@ -279,6 +279,36 @@ def test_covariates_labels_and_size_factors_are_registered(adata):
     assert model.module.unlabeled_code == mapping.index("Unknown")
 
 
+def test_a_second_registration_leaves_the_first_model_its_batches(adata):
+    expected = fit(adata)
+    adata = adata.copy()
+    adata.obs["other"] = np.arange(adata.n_obs) % 5
+    scvi.settings.seed = 0
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, **SMALL)
+    for step in (lambda: model.train(3, enable_progress_bar=False), model.align):
+        DisentangleModel.setup_anndata(adata, batch_key="other")
+        step()
+        np.testing.assert_allclose(
+            model.get_latent_representation(), expected.get_latent_representation(), atol=1e-6
+        )
+
+
+def test_numbers_of_numpy_are_numbers(adata, tmp_path):
+    for number in (np.int64, int):
+        adata = adata.copy()
+        DisentangleModel.setup_anndata(adata, batch_key="batch")
+        model = DisentangleModel(adata, **SMALL)
+        model.train(
+            number(2),
+            batch_size=number(64),
+            checkpoint=tmp_path / "state",
+            plan_kwargs={"lr": np.float64(1e-3)},
+            enable_progress_bar=False,
+        )
+    assert len(model.get_latent_representation(batch_size=np.int32(7))) == adata.n_obs
+
+
 @pytest.mark.parametrize("wrong", [{"plan_kwargs": {"typo": 1}}, {"no_argument_of_the_trainer": 1}])
 def test_a_training_that_is_refused_changes_nothing(adata, wrong):
     model = fit(adata)

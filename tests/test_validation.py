@@ -19,8 +19,8 @@ def make(n_cells=40, n_genes=12, n_batches=2, x=None):
     return ad.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(x.shape[1])]))
 
 
-def fitted(adata, **kwargs):
-    DisentangleModel.setup_anndata(adata, batch_key="batch")
+def fitted(adata, layer=None, **kwargs):
+    DisentangleModel.setup_anndata(adata, batch_key="batch", layer=layer)
     model = DisentangleModel(adata, n_hidden=8, n_latent_bio=3, n_latent_nio=2, **kwargs)
     model.train(max_epochs=1, enable_progress_bar=False)
     return model
@@ -318,6 +318,58 @@ def test_registered_counts_that_became_logarithms():
             use()
     adata.X = adata.layers["counts"]
     np.testing.assert_array_equal(model.get_latent_representation(), before)
+
+
+@pytest.mark.parametrize("of_counts", [True, False])
+def test_values_under_squared_error_stay_of_their_kind(of_counts):
+    """A model of counts would normalise logarithms too, and one of logarithms no counts."""
+    kinds = {True: make(), False: make()}
+    kinds[False].X = np.log1p(kinds[False].X)
+    model = fitted(kinds[of_counts], gene_likelihood="mse")
+    expected = model.get_latent_representation()
+    wrong = "has negative or non-integer values" if of_counts else "holds counts"
+    with pytest.raises(InputError, match=wrong):
+        model.get_latent_representation(kinds[not of_counts])
+    own = kinds[of_counts]
+    own.layers["right"] = own.X
+    own.X = kinds[not of_counts].X
+    for use in (model.get_latent_representation, model.train):
+        with pytest.raises(InputError, match=f"have changed since they were registered.*{wrong}"):
+            use()
+    own.X = own.layers["right"]
+    np.testing.assert_array_equal(model.get_latent_representation(), expected)
+
+
+def test_registered_data_that_lost_genes_their_order_or_their_layer():
+    for change, problem in (
+        (lambda a: a._inplace_subset_var(np.arange(a.n_vars)[::-1]), "in another order"),
+        (lambda a: a._inplace_subset_var(np.arange(a.n_vars - 1)), "lacks 1 of the model's genes"),
+        (lambda a: a.layers.pop("counts"), "'counts' is not in adata.layers"),
+    ):
+        adata = make()
+        adata.layers["counts"] = adata.X.copy()
+        model = fitted(adata, layer="counts")
+        change(adata)
+        for use in (model.get_latent_representation, model.train):
+            with pytest.raises(InputError, match=f"have changed since they were reg.*{problem}"):
+                use()
+
+
+def test_batches_without_a_cell_are_named():
+    adata = make()
+    adata.obs["batch"] = adata.obs["batch"].astype("category").cat.add_categories(["empty"])
+    with pytest.warns(UserWarning, match="without a cell: 'empty'.*remove_unused_categories"):
+        DisentangleModel.setup_anndata(adata, batch_key="batch")
+
+
+@pytest.mark.parametrize(("found", "given"), [(-1, "-1"), ("unknown", "Unknown")])
+def test_a_label_that_is_nearly_the_one_of_unlabelled_cells_is_named(found, given):
+    adata = make()
+    adata.obs["type"] = [found, *[0 if isinstance(found, int) else "B"] * (adata.n_obs - 1)]
+    with pytest.warns(UserWarning, match=f"{found!r} is taken for a cell type.*={found!r}"):
+        DisentangleModel.setup_anndata(
+            adata, batch_key="batch", labels_key="type", unlabeled_category=given
+        )
 
 
 def test_batches_of_another_type():

@@ -60,8 +60,9 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         Raises
         ------
         InputError
-            If an option or a gene is unknown, ``library_size`` is not above 0 or a number for values
-            that are not counts, or importance weights are asked for where there is no posterior.
+            If an option or a gene is unknown, ``library_size`` is not above 0, or a number for
+            values that are not counts, or importance weights are asked for where there is no
+            posterior.
         """
         self._check_if_trained(warn=False)
         check_options(kwargs, _options_of_expression(), "get_normalized_expression")

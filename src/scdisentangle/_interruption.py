@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from ._aside import aside, flush
 from ._errors import InputError
 
+UNREADABLE = (
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 SPLIT = ("train_idx", "val_idx", "test_idx")
 """What data modules of scvi-tools call the cells that train, validate and test."""
 
@@ -132,7 +142,7 @@ def resume_arguments(path: str | os.PathLike, run: dict, callbacks: list[Callbac
         try:
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             found = state["scdisentangle"]["run"]
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             raise InputError(
                 f"{path} is not the state of a training that can be gone on with: {error}"
             ) from error

@@ -61,7 +61,8 @@ class LabelMixin:
         if labelled is None:
             raise InputError(
                 "No cell is labelled. Register labels_key= in setup_anndata, with "
-                "unlabeled_category= for cells whose label is not known."
+                "unlabeled_category= for cells whose label is not known, and load a saved model "
+                "with the data that have labels."
             )
         z_bio, labels, batch = labelled
         batches = np.unique(batch)
@@ -89,7 +90,8 @@ class LabelMixin:
         """``z_bio``, label and batch of the labelled cells of the reference and of the own data."""
         setup_args = self.registry_["setup_args"]
         parts = [] if self.labelled_codes_ is None else [_with_batch(*self.labelled_codes_)]
-        if self.adata is not None and setup_args["labels_key"] is not None:
+        has_own = self.adata is not None and not self._adopted
+        if has_own and setup_args["labels_key"] is not None:
             labels = self._names(REGISTRY_KEYS.LABELS_KEY)
             cells = np.flatnonzero(labels != setup_args["unlabeled_category"])
             if len(cells):

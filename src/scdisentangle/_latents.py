@@ -49,6 +49,8 @@ class LatentMixin:
                 "The AnnData is minified: its codes are aligned already, and there are no counts "
                 "to encode again. Call align() before minify_adata()."
             )
+        if datamodule is None:
+            self._validate_anndata()
         self.module.unsettle()
         if datamodule is None:
             minibatches = self._make_data_loader(self.adata, self._cells_to_align())

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from os import PathLike
 
+import numpy as np
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
@@ -158,6 +159,7 @@ class DisentangleModel(
         if values is not None:
             kind = _validation.kind_of_values(values, layer)
             module_kwargs.setdefault("log_normalize", kind != "others")
+            self.value_kind_ = kind
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs, kind)
         if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
             _validation.check_counts(values, layer, gene_likelihood, kind)
@@ -331,13 +333,15 @@ class DisentangleModel(
                     "has: it takes a second optimiser. Leave it out, or take another objective."
                 )
         check_count(batch_size=batch_size)
+        batch_size = int(batch_size)
         if max_epochs is not None:
             check_count(max_epochs=max_epochs)
+            max_epochs = int(max_epochs)
         if train_size is not None:
             check_share(train_size=train_size)
             check_positive(train_size=train_size)
         if self.adata is not None:
-            self._check_own_values()
+            self._validate_anndata()
             n_obs = self.adata.n_obs
             max_epochs = default_max_epochs(n_obs) if max_epochs is None else max_epochs
             if train_size is None and n_obs < MIN_CELLS_TO_VALIDATE:
@@ -360,7 +364,10 @@ class DisentangleModel(
                 stacklevel=settings.warnings_stacklevel,
             )
             return None
-        plan_kwargs = dict(plan_kwargs or {})
+        plan_kwargs = {
+            name: value.item() if isinstance(value, np.generic) else value  # which files would hold
+            for name, value in (plan_kwargs or {}).items()
+        }
         if self.module is not None and self.module.is_partly_frozen:
             plan_kwargs.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
         if checkpoint is not None:

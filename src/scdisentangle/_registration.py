@@ -27,6 +27,7 @@ from scvi.data.fields import (
 from . import _validation
 from ._errors import InputError, check_choice, check_options
 from ._likelihoods import COUNT_LIKELIHOODS
+from .data._loading import AsAsked
 
 
 class LabelsField(CategoricalObsField):
@@ -42,6 +43,9 @@ MuDataLabelsField = MuDataWrapper(LabelsField)
 
 class RegistrationMixin:
     """Registration through :class:`scvi.data.AnnDataManager`, with checks of our own."""
+
+    value_kind_: _validation.ValueKind | None = None
+    _adopted = False
 
     @classmethod
     def setup_anndata(
@@ -100,6 +104,7 @@ class RegistrationMixin:
             )
         else:
             _validation.warn_of_batches(adata, batch_key)
+            _validation.warn_of_labels(adata, labels_key, unlabeled_category)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
@@ -168,6 +173,8 @@ class RegistrationMixin:
             cls._check_against(mdata, source_registry, kwargs.get("extend_categories", False))
         else:
             _validation.warn_of_batches(description(mdata, setup_args, "batch_key"), batch_key)
+            labelled = description(mdata, setup_args, "labels_key")
+            _validation.warn_of_labels(labelled, labels_key, unlabeled_category)
         fields = [
             MuDataLayerField(
                 REGISTRY_KEYS.X_KEY,
@@ -244,7 +251,7 @@ class RegistrationMixin:
         self, adata: AnnData | MuData | None = None, copy_if_view: bool = True
     ) -> AnnData | MuData:
         if adata is None or adata is self.adata:
-            self._check_own_values()
+            self._check_own_data()
         else:
             _validation.check_is_anndata(adata)
             setup_args = self.registry_["setup_args"]
@@ -253,30 +260,48 @@ class RegistrationMixin:
             measured, layer = measurements(adata, setup_args)
             _validation.check_keys(measured, layer, {})
             _validation.check_values(measured, layer)
-            counts = self.module.gene_likelihood in COUNT_LIKELIHOODS
-            if counts and _get_adata_minify_type(measured) is None:
-                _validation.check_counts(measured, layer, self.module.gene_likelihood)
+            self._check_kind(measured, layer)
+        self._adopted |= self.adata is None  # scvi-tools makes the data the model's own
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
 
-    def _make_data_loader(self, adata, indices=None, *args, **kwargs):
+    def _make_data_loader(self, adata, indices=None, batch_size=None, *args, **kwargs):
         cells = _validation.positions(indices, adata.n_obs)
-        return super()._make_data_loader(adata, cells, *args, **kwargs)
+        batch_size = None if batch_size is None else int(batch_size)  # PyTorch refuses NumPy's
+        loader = super()._make_data_loader(adata, cells, batch_size, *args, **kwargs)
+        if getattr(adata, "isbacked", False):
+            loader.dataset.dataset = AsAsked(loader.dataset.dataset)
+        return loader
 
-    def _check_own_values(self) -> None:
-        """Check that the model's data are there, and have not become anything but counts."""
+    def _check_own_data(self) -> None:
+        """Check that the model's data are there, and still what they were when registered."""
         if self.adata is None:
             raise InputError("The model was made without data: pass adata=.")
         measured, layer = measurements(self.adata, self.registry_["setup_args"])
-        likelihood = self.module.gene_likelihood
-        if likelihood not in COUNT_LIKELIHOODS or _get_adata_minify_type(measured) is not None:
+        try:
+            _validation.check_keys(measured, layer, {})
+            genes = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
+            _validation.check_genes(measured, genes)
+            if self._looks_of_another_kind(measured, layer):
+                self._check_kind(measured, layer)
+        except InputError as error:
+            raise type(error)(
+                f"The data have changed since they were registered. {error}"
+            ) from error
+
+    def _looks_of_another_kind(self, measured: AnnData, layer: str | None) -> bool:
+        if _get_adata_minify_type(measured) is not None:
+            return False
+        of_counts = self.module.gene_likelihood in COUNT_LIKELIHOODS or self.value_kind_ != "others"
+        return _validation.begins_with_whole_counts(measured, layer) != of_counts
+
+    def _check_kind(self, measured: AnnData, layer: str | None) -> None:
+        """Check that values are counts if, and only if, those that the model was made for were."""
+        if _get_adata_minify_type(measured) is not None:
             return
-        if not _validation.begins_with_whole_counts(measured, layer):
-            try:
-                _validation.check_counts(measured, layer, likelihood)
-            except InputError as error:
-                raise InputError(
-                    f"The values have changed since they were registered. {error}"
-                ) from error
+        if self.module.gene_likelihood in COUNT_LIKELIHOODS:
+            _validation.check_counts(measured, layer, self.module.gene_likelihood)
+        elif self.value_kind_ is not None:
+            _validation.check_kind(measured, layer, self.value_kind_)
 
 
 def measurements(adata: AnnData | MuData, setup_args: Mapping) -> tuple[AnnData, str | None]:

@@ -180,6 +180,29 @@ def check_counts(
         )
 
 
+def check_kind(adata: AnnData, layer: str | None, kind: ValueKind) -> None:
+    """Check that values are counts if those of ``kind`` are, and none if they are not.
+
+    Raises
+    ------
+    InputError
+        If they are not.
+    """
+    found, where = kind_of_values(adata, layer), _where(layer)
+    if (found == "others") == (kind == "others"):
+        return
+    if kind != "others":
+        raise InputError(
+            f"The model was made for counts, which it normalises itself, and {where} has negative "
+            "or non-integer values. Give it counts as they were before they were normalised."
+        )
+    if _first_entries(_matrix(adata, layer), lambda values: values > 1) is not None:
+        raise InputError(
+            f"The model was made for values that are no counts, and {where} holds counts. Prepare "
+            "them as those that it was trained on: normalise them, take logarithms."
+        )
+
+
 def positions(indices: Sequence[int] | Sequence[bool] | None, n_obs: int) -> np.ndarray:
     """The cells that positions or a mask ask for, all if ``None``.
 
@@ -207,6 +230,12 @@ def positions(indices: Sequence[int] | Sequence[bool] | None, n_obs: int) -> np.
 def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:
     """Warn where there is nothing to separate, or a batch is too small to learn from."""
     sizes = pd.Series([adata.n_obs]) if batch_key is None else adata.obs[batch_key].value_counts()
+    if (sizes == 0).any():
+        _warn(
+            f"Batches without a cell: {name_some(sizes.index[sizes == 0])}. Nothing is learnt of "
+            "them, and an average over all batches would have them: "
+            f"adata.obs['{batch_key}'] = adata.obs['{batch_key}'].cat.remove_unused_categories()"
+        )
     sizes = sizes[sizes > 0]
     if len(sizes) == 1:
         _warn(
@@ -218,6 +247,22 @@ def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:
             f"Batches with a single cell: {name_some(sizes.index[sizes == 1])}. What is technical "
             "cannot be told from what is that cell's own; merge them or leave them out if you can."
         )
+
+
+def warn_of_labels(adata: AnnData, labels_key: str | None, unlabeled_category: object) -> None:
+    """Warn where no label is the one of unlabelled cells, but one is nearly."""
+    if labels_key is None:
+        return
+    labels = adata.obs[labels_key].unique().tolist()
+    if unlabeled_category in labels:
+        return
+    for label in labels:
+        if str(label).lower() == str(unlabeled_category).lower():
+            _warn(
+                f"adata.obs['{labels_key}'] has no {unlabeled_category!r} "
+                f"(unlabeled_category), and {label!r} is taken for a cell type. If it means that "
+                f"the label is not known, pass unlabeled_category={label!r}."
+            )
 
 
 def are_counts(adata: AnnData, layer: str | None) -> bool:

@@ -243,3 +243,17 @@ def test_cells_without_a_batch_do_not_make_types_shared():
     assert reported(adata, "private").status == "confounded"
     adata.obs["batch"] = adata.obs["batch"].astype(object).where(np.arange(600) >= 120)
     assert reported(adata, "private").status == "confounded"
+
+
+def test_minified_data_have_no_reconstruction_to_share():
+    adata = simulated(n_cells=200, n_genes=60, n_types=2)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata)
+    model.train(2, enable_progress_bar=False)
+    codes = model.get_latent_representation(return_dist=True)
+    adata.obsm["X_latent_qzm"], adata.obsm["X_latent_qzv"] = codes
+    model.minify_adata()
+    with pytest.raises(InputError, match="'X_pca' is not in adata.obsm.*no values of genes"):
+        reported(model)
+    model.adata.obsm["X_pca"] = codes[0]
+    assert "reconstruction_share" not in set(reported(model).table["measure"])

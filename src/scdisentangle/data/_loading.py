@@ -142,6 +142,29 @@ class HostRows(Dataset):
         self.x = None
 
 
+class AsAsked(Dataset):
+    """Rows in the order in which they are asked for, of a dataset that sorts what it cuts.
+
+    scvi-tools' does so with data on disk, which are read in order.
+
+    Parameters
+    ----------
+    source
+        The dataset.
+    """
+
+    def __init__(self, source: Dataset):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, indexes: Sequence[int]) -> dict[str, np.ndarray]:
+        """Registered values of some cells."""
+        rows, of_row = np.unique(indexes, return_inverse=True)
+        return {key: values[of_row] for key, values in self.source[rows].items()}
+
+
 class DeviceRows(Dataset):
     """Rows of fields that were moved to a device, cut and made dense there.
 

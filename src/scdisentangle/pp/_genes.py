@@ -59,6 +59,7 @@ def select_genes(
     """
     if n_top_genes < 1:
         raise InputError(f"n_top_genes must be at least 1, got {n_top_genes}.")
+    n_top_genes = int(n_top_genes)
     values = log_expression(adata, layer, batch_key)
     if n_top_genes >= adata.n_vars:
         chosen = np.ones(adata.n_vars, dtype=bool)

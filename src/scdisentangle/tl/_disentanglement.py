@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scvi.data._constants import ADATA_MINIFY_TYPE
+from scvi.data._utils import _get_adata_minify_type
 
 from scdisentangle._errors import InputError
 from scdisentangle._registration import measurements
@@ -65,7 +67,8 @@ def disentanglement_report(
     Parameters
     ----------
     model_or_adata
-        Trained model, whose codes are computed, or AnnData with codes in ``obsm``.
+        Trained model, whose codes are computed, or AnnData with codes in ``obsm``. Of minified data
+        without counts, nothing is said of the reconstruction.
     batch_key
         Column of ``obs`` with the batches.
     label_key
@@ -141,7 +144,7 @@ def disentanglement_report(
         Evidence(probes, _confusion(answers), composition, labelled, min_cells=min_cells)
     )
     rows = _other_measures(codes, batch, groups if labelled else None, n_permutations, seed)
-    if not isinstance(model_or_adata, ad.AnnData):
+    if not isinstance(model_or_adata, ad.AnnData) and not _lacks_values(adata):
         shares = reconstruction_shares(model_or_adata, seed=seed)
         rows += [_row("reconstruction_share", code, value=share) for code, share in shares.items()]
     report = DisentanglementReport(
@@ -188,12 +191,16 @@ def _unintegrated(
     measured, layer = adata, None
     if not isinstance(model_or_adata, ad.AnnData):
         measured, layer = measurements(adata, model_or_adata.registry["setup_args"])
-    if measured.n_vars == 0:
+    if measured.n_vars == 0 or _lacks_values(adata):
         raise InputError(
-            f"'{key}' is not in adata.obsm, and there are no genes to compute it from: add it, or "
-            "name in unintegrated= the codes to compare with."
+            f"'{key}' is not in adata.obsm, and there are no values of genes to compute it from: "
+            "add it, or name in unintegrated= the codes to compare with."
         )
     return components(measured, layer=layer)
+
+
+def _lacks_values(adata: ad.AnnData) -> bool:
+    return _get_adata_minify_type(adata) == ADATA_MINIFY_TYPE.LATENT_POSTERIOR
 
 
 def _check(
