@@ -313,6 +313,7 @@ def test_input_needs_a_batch_key(source, tmp_path, capsys):
         (["integrate", "-o", "x", "--max-epochs", "ten"], "a whole number above zero, got ten"),
         (["integrate", "-o", "x", "--n-top-genes", "many"], "whole number above zero, got many"),
         (["integrate", "-o", "x", "--objective", "hsic=heavy"], "such as hsic=0.5"),
+        (["integrate", "-o", "x", "--seed", "-1"], "--seed: must be a whole number from 0"),
     ],
 )
 def test_usage_errors(arguments, part, capsys):
@@ -359,3 +360,10 @@ def test_as_a_program():
     )
     assert done.returncode == 2
     assert done.stderr == "error: there is no file nothing.h5ad\n"
+
+
+def test_the_package_is_run_as_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "scdisentangle", "--version"], check=True, capture_output=True
+    )
+    assert done.stdout.decode().strip() == version("scdisentangle")

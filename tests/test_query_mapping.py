@@ -268,6 +268,15 @@ def test_genes_that_the_query_lacks_are_padded(cells):
     assert mapped(model, prepared, 1).get_latent_representation().shape == (query.n_obs, 5)
 
 
+@pytest.mark.parametrize("names", ["obs_names", "var_names"])
+def test_genes_of_names_given_twice_are_not_padded(cells, names):
+    model = fit(cells[0].copy(), 1)
+    query = cells[1].copy()
+    setattr(query, names, ["twice"] * 2 + list(getattr(query, names)[2:]))
+    with pytest.raises(InputError, match=rf"adata.{names}_make_unique\(\)"):
+        DisentangleModel.prepare_query_anndata(query, model)
+
+
 def test_what_is_not_frozen_is_trained(cells):
     reference, query = cells
     model = fit(reference.copy(), 3, dropout_rate=0.1)

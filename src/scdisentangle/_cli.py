@@ -117,13 +117,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[=WEIGHT]",
         help="what keeps the codes apart, or 'none' (default: the model's)",
     )
-    integrate.add_argument("--seed", type=int, default=0, help="seed of training (default: 0)")
+    integrate.add_argument("--seed", type=_seed, default=0, help="seed of training (default: 0)")
     return parser
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above zero, got {text}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text}")
     return int(text)
 
 

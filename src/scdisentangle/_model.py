@@ -47,6 +47,15 @@ SETTLED = {
         "normal",
         "Variational codes are normal, others are points; neither is mapped to a simplex.",
     ),
+    "use_batch_norm": (
+        "none",
+        "A cell's code is to be the same whatever cells are beside it in a minibatch.",
+    ),
+    "use_layer_norm": ("both", "All hidden layers of the encoders and the decoder have it."),
+    "deeply_inject_covariates": (
+        False,
+        "Covariates are seen by the first hidden layer; the decoder has one.",
+    ),
 }
 """Options of scVI that the method leaves no choice in: their value here, and why."""
 NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}

@@ -116,7 +116,18 @@ class QueryMappingMixin(ArchesMixin):
             As for :meth:`load_query_data`.
         *args, **kwargs
             ``return_reference_var_names``, ``inplace``.
+
+        Raises
+        ------
+        InputError
+            If names of cells or genes are not unique, or the file of a model is refused.
         """
+        for names in ("obs_names", "var_names"):
+            if not getattr(adata, names).is_unique:
+                raise InputError(
+                    f"adata.{names} are not unique, so that genes cannot be put in the reference's "
+                    f"order: adata.{names}_make_unique()"
+                )
         return ArchesMixin.prepare_query_anndata(
             adata, _checked(reference_model, cls.__name__), *args, **kwargs
         )

@@ -13,7 +13,8 @@ EPOCHS = 4
 def model():
     adata = simulated(n_cells=100, n_genes=40, n_types=2)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
-    model = DisentangleModel(adata, objective={"hsic": 1.0, "batch_mmd": 0.5})
+    options = {"objective": {"hsic": 1.0, "batch_mmd": 0.5}, "nio_flow": "detached"}
+    model = DisentangleModel(adata, **options)
     model.train(EPOCHS, enable_progress_bar=False, check_val_every_n_epoch=1)
     return model
 

@@ -2,8 +2,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
-from scdisentangle import InputError, tl
+from scdisentangle import InputError, pl, tl
 from scdisentangle.data import simulated_codes
 
 N = 600
@@ -126,3 +127,16 @@ def test_few_cells_of_each_class_are_read_where_so_few_are_asked_for():
     table = tl.leakage(adata, "batch", "celltype", max_cells=20)
     found = table[(table["target"] == "label") & (table["within"] == "all")]
     assert (found["n_cells"] == 5 * 6).all()
+
+
+def test_what_is_handed_in_must_be_of_the_right_kind():
+    adata = simulated_codes(100, n_types=3)
+    with pytest.raises(InputError, match="of type int, and must be an AnnData"):
+        tl.leakage(3, "batch")
+    with pytest.raises(InputError, match="pass the trained model itself"):
+        tl.batch_effect(adata)
+    with pytest.raises(InputError, match="A table is no report"):
+        pl.leakage(tl.leakage(adata, "batch"))
+    dense = tl.leakage(adata, "batch")
+    adata.obsm["X_disentangle"] = sparse.csr_matrix(adata.obsm["X_disentangle"])
+    pd.testing.assert_frame_equal(tl.leakage(adata, "batch"), dense)

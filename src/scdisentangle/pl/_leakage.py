@@ -139,5 +139,10 @@ def report_of(
     """The report itself, or that which is kept where it was made."""
     if isinstance(source, DisentanglementReport):
         return source
+    if isinstance(source, pd.DataFrame):
+        raise InputError(
+            "A table is no report: pass what tl.disentanglement_report returned, or the model or "
+            "AnnData that it was called on."
+        )
     adata = source if isinstance(source, ad.AnnData) else source.adata
     return DisentanglementReport.from_adata(adata, key)

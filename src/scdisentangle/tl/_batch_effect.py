@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from scdisentangle._errors import InputError
@@ -48,7 +49,7 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     Raises
     ------
     InputError
-        If the model holds no cells, because it was made from a registry.
+        If the model holds no cells, because it was made from a registry, or there is no model.
 
     Examples
     --------
@@ -60,6 +61,8 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     >>> sd.tl.batch_effect(model).shape
     (100, 3)
     """
+    if isinstance(model, AnnData):
+        raise InputError("What the batch does is asked of a model: pass the trained model itself.")
     adata = model.adata
     if adata is None:
         raise InputError("The model was made from a registry and holds no cells to decode.")

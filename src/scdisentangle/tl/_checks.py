@@ -6,12 +6,15 @@ from collections.abc import Iterable
 
 import anndata as ad
 import numpy as np
+from scipy import sparse
 
 from scdisentangle._errors import InputError, did_you_mean, name_some
+from scdisentangle._validation import check_is_anndata
 
 
 def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     """Raise :class:`InputError` for the first key that ``adata.obs`` lacks; `None` is no key."""
+    check_is_anndata(adata)
     _check(keys, adata.obs, "adata.obs")
 
 
@@ -30,12 +33,14 @@ def check_groups(adata: ad.AnnData, batch_key: str | None, label_key: str | None
 
 def check_obsm(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     """Raise :class:`InputError` for the first key that ``adata.obsm`` lacks; `None` is no key."""
+    check_is_anndata(adata)
     _check(keys, adata.obsm, "adata.obsm")
 
 
 def finite_codes(adata: ad.AnnData, key: str) -> np.ndarray:
     """The codes at a key of ``adata.obsm``; :class:`InputError` if one is NaN or infinite."""
-    codes = np.asarray(adata.obsm[key])
+    codes = adata.obsm[key]
+    codes = codes.toarray() if sparse.issparse(codes) else np.asarray(codes)
     bad = ~np.isfinite(codes).all(axis=1)
     if bad.any():
         raise InputError(
