@@ -77,6 +77,15 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(tmp_path, object
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+@pytest.mark.parametrize(("minibatch", "is_trained"), [(1, False), (2, True)])
+def test_a_model_is_trained_from_its_first_step_on(minibatch, is_trained):
+    model = new_model()
+    at_minibatch(model, minibatch, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(model)
+    assert model.is_trained_ == is_trained
+
+
 def test_a_run_without_a_seed_goes_on_with_the_same_cells(tmp_path):
     state, cells = tmp_path / "state", []
 
@@ -188,6 +197,15 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, other):
     model = new_model(other.pop("objective", "contrastive"))
     with pytest.raises(InputError, match="is of another run.*Remove it"):
         train(model, **{"max_epochs": 2, **other, "checkpoint": tmp_path / "state"})
+
+
+def test_the_checkpoint_of_more_processes_is_refused(tmp_path):
+    train(new_model(), 2, checkpoint=tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
+    state["scdisentangle"]["random"] *= 2
+    torch.save(state, tmp_path / "state")
+    with pytest.raises(InputError, match="a run of 2 processes, and this one has 1"):
+        train(new_model(), 2, checkpoint=tmp_path / "state")
 
 
 @pytest.mark.parametrize("content", [b"", b"no", {"epoch": 3}, [1]])

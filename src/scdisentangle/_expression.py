@@ -74,7 +74,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         if (library_size := kwargs.get("library_size", 1)) not in (1, "latent"):
             check_positive(library_size=library_size)
             self._require_likelihood("library_size=", COUNT_LIKELIHOODS)
-        self._check_genes(kwargs.get("gene_list"))
+        self._check_gene_list(kwargs.get("gene_list"))
         if kwargs.get("n_samples_overall") is not None:
             kwargs["return_numpy"] = True  # scvi-tools would name the draws after the cells
         if kwargs.get("weights") == "importance":
@@ -113,7 +113,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         -------
         Sparse array of shape ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)``.
         """
-        self._check_genes(gene_list)
+        self._check_gene_list(gene_list)
         cells = self.adata if adata is None else adata
         in_modality = isinstance(cells, MuData)
         draws = super().posterior_predictive_sample(
@@ -294,7 +294,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         names = self._modality(cells).var_names
         return np.arange(len(names)) if genes is None else np.flatnonzero(names.isin(genes))
 
-    def _check_genes(self, genes: Sequence[str] | None) -> None:
+    def _check_gene_list(self, genes: Sequence[str] | None) -> None:
         if genes is None:
             return
         if isinstance(genes, str):

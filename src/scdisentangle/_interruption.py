@@ -48,6 +48,17 @@ def exit_as_asked() -> Iterator[None]:
         raise
 
 
+class Begun(Callback):
+    """Knows whether a step was taken: before, an interruption leaves an untrained model."""
+
+    def __init__(self) -> None:
+        self.has_learned = False
+
+    def on_train_batch_end(self, *args) -> None:
+        """Note it."""
+        self.has_learned = True
+
+
 class Resuming(Callback):
     """Writes the state of training when an epoch begins, the second at first, and goes on there.
 

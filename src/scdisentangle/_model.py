@@ -23,7 +23,7 @@ from ._errors import (
     check_share,
 )
 from ._expression import ExpressionMixin
-from ._interruption import exit_as_asked, resume_arguments
+from ._interruption import Begun, exit_as_asked, resume_arguments
 from ._labels import LabelMixin
 from ._latents import LatentMixin
 from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
@@ -61,7 +61,7 @@ SETTLED = {
 NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}
 """Registry of a model that learns of its data as it is trained."""
 MIN_CELLS_TO_VALIDATE = 30
-OF_ONE_OPTIMIZER = {"gradient_clip_val", "accumulate_grad_batches"}
+OF_ONE_OPTIMIZER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of the trainer that Lightning takes only where it steps the one optimiser itself."""
 OF_A_RUN = {"validation_size", "shuffle_set_split", "datasplitter_kwargs", "precision"}
 """Arguments of ``train`` for others that a run which goes on from a checkpoint must have too."""
@@ -336,11 +336,13 @@ class DisentangleModel(
                 "as they were before minify_adata()."
             )
         if self.module is not None and self.module.disentanglement.has_estimators:
-            for name in OF_ONE_OPTIMIZER & kwargs.keys():
-                raise InputError(
-                    f"{name}= is not for an objective with an estimator of its own, as the model "
-                    "has: it takes a second optimiser. Leave it out, or take another objective."
-                )
+            for name in OF_ONE_OPTIMIZER:
+                if kwargs.get(name) is not None:
+                    raise InputError(
+                        f"{name}= is not for an objective with an estimator of its own, as the "
+                        "model has: it takes a second optimiser. Leave it out, or take another "
+                        "objective."
+                    )
         check_count(batch_size=batch_size)
         batch_size = int(batch_size)
         if max_epochs is not None:
@@ -393,6 +395,8 @@ class DisentangleModel(
         if kwargs.get("datamodule") is None:
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
+        begun = Begun()
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), begun]
         if self.module is not None:
             self.module.unsettle()
             self.module.train()
@@ -408,7 +412,8 @@ class DisentangleModel(
                     **{"inference_mode": False, **kwargs},
                 )
         except (Exception, KeyboardInterrupt) as error:
-            self.is_trained_ |= isinstance(error, NonFiniteError | KeyboardInterrupt)
+            interrupted = isinstance(error, KeyboardInterrupt) and begun.has_learned
+            self.is_trained_ |= isinstance(error, NonFiniteError) or interrupted
             if self.is_trained_:
                 self.module.eval()
                 self.align(kwargs.get("datamodule"))
