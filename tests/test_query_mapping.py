@@ -182,6 +182,21 @@ def test_a_query_of_known_and_new_batches_leaves_the_known_ones(cells, nio_flow)
     assert_reference_is_unchanged(model, mapped(model, both))
 
 
+def test_a_saved_query_with_embeddings_stays_frozen(cells, tmp_path):
+    both = ad.concat(cells)
+    model = fit(cells[0].copy(), 3, batch_representation="embedding")
+    for name, query in {"both": both, "known": cells[0].copy()}.items():
+        query_model = DisentangleModel.load_query_data(query, model)
+        query_model.save(tmp_path / name, save_anndata=True)
+        loaded = DisentangleModel.load(tmp_path / name)
+        assert loaded.module.is_frozen == (name == "known")
+        if name == "both":
+            loaded.train(5, enable_progress_bar=False)
+            learned, reference = (m.module.get_embedding("batch").weight for m in (loaded, model))
+            assert learned[:2].equal(reference)
+        assert_reference_is_unchanged(model, loaded)
+
+
 @pytest.mark.parametrize("n_epochs", [0, 3])
 def test_what_is_frozen_stays_frozen_in_a_saved_query(cells, tmp_path, n_epochs):
     reference, query = cells

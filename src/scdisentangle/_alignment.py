@@ -73,6 +73,7 @@ class Alignment(AddedLater):
         self.spherical = spherical
         self.ridge = ridge
         self.first_new = 0
+        self.moves = False
         self.register_buffer("centers", torch.zeros(n_rounds, max_clusters, n_latent))
         self.register_buffer("widths", torch.ones(n_rounds))
         self.register_buffer("levels", torch.zeros(n_rounds, max_clusters, n_latent))
@@ -80,9 +81,15 @@ class Alignment(AddedLater):
 
     def forward(self, z: Tensor, batch: Tensor) -> Tensor:
         """Aligned codes, ``(n_cells, n_latent)``, of cells of known batch, ``(n_cells,)``."""
+        if not self.moves:  # as in training, whose validation need not wait for clusters
+            return z
         for i in range(len(self.centers)):
             z = self._moved(z, batch, self._memberships(z, i), i)
         return z
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.moves = bool(self.shifts.any())
 
     def _memberships(self, z: Tensor, i: int) -> Tensor:
         """Share of each cell that is in each cluster, the same whatever cells are beside it."""
@@ -101,6 +108,7 @@ class Alignment(AddedLater):
     def reset(self) -> None:
         """Move no cell; only those of batches before ``first_new`` as before."""
         self.shifts[:, self.first_new :] = 0.0
+        self.moves &= self.first_new > 0
 
     @torch.no_grad()
     def fit(self, z: Tensor, batch: Tensor) -> None:
@@ -133,6 +141,7 @@ class Alignment(AddedLater):
                 levels, shifts = levels_and_shifts(n, means, self.ridge)
                 self.levels[i], self.shifts[i] = map(torch.as_tensor, (levels, shifts))
             z = self._moved(z, batch, memberships, i)
+        self.moves = True
 
     def _find_clusters(self, z: Tensor, i: int) -> None:
         n = max(1, min(len(self.centers[i]), len(z) // CELLS_PER_CLUSTER))

@@ -103,7 +103,7 @@ class Resuming(Callback):
         progress["current"] = dict.fromkeys(progress["current"], 0)
         checkpoint["scdisentangle"] = {
             "run": self.run,
-            "random": _of_each_process(trainer, _random_state()),
+            "random": _of_each_process(trainer, _random_state(trainer.strategy.root_device)),
             "split": {
                 name: torch.as_tensor(cells)
                 for name in SPLIT
@@ -124,7 +124,7 @@ class Resuming(Callback):
                 f"{self.path} is of a run of {len(states)} processes, and this one has "
                 f"{trainer.world_size}. Pass as many devices, or remove it to start anew."
             )
-        _set_random_state(states[trainer.global_rank])
+        _set_random_state(states[trainer.global_rank], trainer.strategy.root_device)
         for name, cells in self.restored["split"].items():
             setattr(trainer.datamodule, name, cells.numpy())
 
@@ -175,15 +175,17 @@ def _of_each_process(trainer: Trainer, value: dict) -> list[dict]:
     return values
 
 
-def _random_state() -> dict:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def _random_state(device: torch.device) -> dict:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
-def _set_random_state(state: dict) -> None:
+def _set_random_state(state: dict, device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 def _history(trainer: Trainer) -> Mapping | None:

@@ -71,7 +71,7 @@ def expression_distribution(
     """
     if gene_likelihood in ("mse", "normal"):
         scale = torch.ones_like(output) if gene_likelihood == "mse" else log_dispersion.exp()
-        return Normal(output, scale, normal_mu=output)
+        return Normal(output, scale, normal_mu=output, validate_args=False)
     scale = output.softmax(dim=-1)
     rate = library.exp() * scale
     if gene_likelihood == "poisson":

@@ -630,11 +630,13 @@ class DisentangleModule(
         """Posterior and prior of each variational code."""
         pairs = {}
         if (q_bio := inference_outputs["q_bio"]) is not None:
-            pairs["bio"] = q_bio, Normal(torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale))
+            mean, scale = torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale)
+            pairs["bio"] = q_bio, Normal(mean, scale, validate_args=False)
         if (q_nio := inference_outputs["q_nio"]) is not None:
             of_cell = one_hot(batch, self.n_batch).to(self.prior_nio_mean.dtype)
-            log_scale = of_cell @ self.prior_nio_log_scale
-            pairs["nio"] = q_nio, Normal(of_cell @ self.prior_nio_mean, log_scale.exp())
+            mean = of_cell @ self.prior_nio_mean
+            scale = (of_cell @ self.prior_nio_log_scale).exp()
+            pairs["nio"] = q_nio, Normal(mean, scale, validate_args=False)
         return pairs
 
     @property

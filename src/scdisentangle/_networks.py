@@ -90,8 +90,10 @@ class CodeHead(nn.Module):
             return mean, None
         output = self.log_variance(h)
         if self.var_activation is None:
-            return mean, Normal(mean, (0.5 * output).exp() + 1e-4)
-        return mean, Normal(mean, self.var_activation(output).sqrt() + 1e-4)
+            scale = (0.5 * output).exp() + 1e-4
+        else:
+            scale = self.var_activation(output).sqrt() + 1e-4
+        return mean, Normal(mean, scale, validate_args=False)  # which would wait for the device
 
 
 class TwoCodeEncoder(nn.Module):
@@ -194,6 +196,7 @@ class TwoCodeEncoder(nn.Module):
         head = state_dict.get(f"{prefix}nio_head.mean.weight", self.nio_head.mean.weight)
         if head.shape[1] != self.nio_head.mean.in_features:
             self._add_nio_encoder(head.shape[1])
+        self.to(self.bio_head.mean.weight.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def centered(self, x: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class QueryMappingMixin(ArchesMixin):
         model = super().load_query_data(
             adata, settled, unfrozen=True, **{"transfer_batch": True, **kwargs}
         )
+        model.to_device(model.module.gene_shifts.shifts.device)  # where embeddings may not be
         known = _grow(reference, model.module)
         model.labelled_codes_ = reference_model._labelled_codes()
         parts = {

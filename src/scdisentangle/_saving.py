@@ -159,6 +159,7 @@ class SavingMixin:
             )
         except (RuntimeError, OSError) as error:
             raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
+        model.module.on_load(model)  # anew, since embeddings are other parameters once loaded
         if written < FIRST_WITH_SPHERES:
             model.module.encoder.bio_head.spherical = False
             model.module.axes = None

@@ -174,7 +174,7 @@ def digamma(x: Tensor) -> Tensor:
 def _places(at: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Counts above 0 of each cell, and the cell and the gene of each of them."""
     n_cells, n_genes = counts.shape
-    ends = torch.arange(0, (n_cells + 1) * n_genes, n_genes)
+    ends = torch.arange(0, (n_cells + 1) * n_genes, n_genes, device=at.device)
     n_of_cell = torch.searchsorted(at, ends).diff()
     cell = torch.repeat_interleave(n_of_cell, output_size=len(at))
     return n_of_cell, cell, torch.add(at, cell, alpha=-n_genes)

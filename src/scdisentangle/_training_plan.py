@@ -229,7 +229,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
                     break
         components.fit(*(torch.cat(parts)[:CELLS_TO_COMPARE] for parts in (seen, batches)))
         for buffer in components.buffers():  # of several processes, each has seen other cells
-            buffer.copy_(self.trainer.strategy.broadcast(buffer))
+            buffer.copy_(self.trainer.strategy.broadcast(buffer.cpu()))
 
     def on_train_epoch_end(self) -> None:
         """Keep the weights of this epoch, if they are finite."""
@@ -295,7 +295,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             "elbo": reconstruction + kl_local,
             "reconstruction_loss": reconstruction,
             "kl_local": kl_local,
-            "kl_global": 0.0,
+            "kl_global": torch.zeros_like(kl_local),
             **loss_output.extra_metrics,
         }
         self.log_dict(

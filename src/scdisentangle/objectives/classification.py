@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,7 +42,7 @@ def batch_cross_entropy(logits: Tensor, batch: Tensor, balanced: bool = False) -
     """
     if not balanced:
         return functional.cross_entropy(logits, batch)
-    counts = torch.bincount(batch, minlength=logits.shape[-1])
+    counts = functional.one_hot(batch, logits.shape[-1]).sum(dim=0)
     weights = 1.0 / counts.clamp_min(1)
     # with class weights, the mean is the weighted one: sum_i w_i l_i / sum_i w_i
     return functional.cross_entropy(logits, batch, weight=weights.to(logits.dtype))

@@ -265,7 +265,7 @@ class BatchMMD(_KernelObjective):
         table = pairwise_mmd2(
             self.similarity(codes.z_bio), members / members.sum(0), self.estimator
         )
-        first, second = torch.triu_indices(*table.shape, offset=1)
+        first, second = torch.triu_indices(*table.shape, offset=1, device=table.device)
         return table[first, second].mean()
 
 

@@ -73,7 +73,8 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     counts = model.module.gene_likelihood in COUNT_LIKELIHOODS
     means = {}
     for batch in batches:
-        with torch.random.fork_rng():
+        device = model.module.gene_shifts.shifts.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)  # the same draw of a variational code for each batch
             values = model.get_normalized_expression(
                 indices=cells, transform_batch=[batch], return_numpy=True, silent=True
