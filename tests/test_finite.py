@@ -56,6 +56,22 @@ def assert_weights(model, expected):
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gene_likelihood": "normal"},
+        {"gene_likelihood": "mse"},
+        {"kl_weight_bio": 1.0},
+        {"nio_flow": "variational"},
+    ],
+)
+def test_every_likelihood_and_code_leaves_faults_to_the_guard(model, options):
+    model = DisentangleModel(model.adata, n_hidden=16, **options)
+    with pytest.raises(NonFiniteError, match="became NaN or infinite"):
+        train(model, {"lr": 1e30, "lr_schedule": "constant"})
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_term_that_is_not_finite_stops_training(model, monkeypatch, value):
     at_call = break_from(monkeypatch, model, 7, lambda term, z_bio: term * value)

@@ -296,6 +296,15 @@ def test_annbatch_trains_from_disk(adata, tmp_path):
     assert len(np.unique(codes.round(4), axis=0)) > 190
     streamed = model.iter_latent_representation(dataloader=datamodule.inference_dataloader())
     np.testing.assert_array_equal(np.concatenate(list(streamed)), codes)
+    model.align(datamodule)  # from the same cells in another order
+    again = model.get_latent_representation(dataloader=datamodule.inference_dataloader())
+    np.testing.assert_allclose(again, codes, atol=1e-3)
+    with pytest.raises(InputError, match="is saved with it.*datamodule="):
+        model.save(tmp_path / "model")
+    model.save(tmp_path / "model", datamodule=datamodule)
+    loaded = DisentangleModel.load(tmp_path / "model", adata=False)
+    again = loaded.get_latent_representation(dataloader=datamodule.inference_dataloader())
+    np.testing.assert_allclose(again, codes, atol=1e-3)
 
 
 def test_a_model_made_of_nothing_takes_its_sizes_from_the_data_module(adata, tmp_path):

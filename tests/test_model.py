@@ -9,7 +9,7 @@ from scvi.dataloaders import DataSplitter
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
-from scdisentangle import DisentangleModel, data
+from scdisentangle import DisentangleModel, InputError, data
 
 SMALL = {"n_hidden": 32, "n_latent_bio": 5, "n_latent_nio": 3}
 
@@ -294,6 +294,44 @@ def test_a_second_registration_leaves_the_first_model_its_batches(adata):
         )
 
 
+@pytest.mark.parametrize("precision", ["64-true", 64, "bf16-true"])
+def test_precisions_that_values_do_not_have_are_refused(model, precision):
+    with pytest.raises(InputError, match=f"precision={precision!r} is not for values"):
+        model.train(1, precision=precision)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("axes", [True, False])
+def test_axes_are_made_longer_where_that_is_asked_for(adata, labelled, axes):
+    setup = {"labels_key": "celltype"} if labelled else {}
+    model = fit(adata, setup=setup, axes=axes)
+    assert (model.module.axes is not None) == axes
+    lengths = np.linalg.norm(model.get_latent_representation(), axis=1)
+    assert (lengths.std() > 1e-3) == axes  # on the sphere all are the same
+
+
+def test_a_model_of_one_label_loads_with_data_of_several(adata, tmp_path):
+    adata = adata.copy()
+    adata.obs["type"] = "Unknown"
+    model = fit(adata, setup={"labels_key": "type"})
+    model.save(tmp_path / "model")
+    expected = model.get_latent_representation()
+    adata.obs["type"] = adata.obs["celltype"].astype(str)
+    loaded = DisentangleModel.load(tmp_path / "model", adata=adata)
+    np.testing.assert_allclose(loaded.get_latent_representation(), expected, atol=1e-5)
+
+
+def test_weights_that_were_loaded_are_aligned_as_they_were(adata):
+    expected = fit(adata)
+    model = DisentangleModel(expected.adata, **SMALL)
+    model.module.load_state_dict(expected.module.state_dict())
+    model.is_trained_ = True
+    model.align()
+    np.testing.assert_allclose(
+        model.get_latent_representation(), expected.get_latent_representation(), atol=1e-5
+    )
+
+
 def test_numbers_of_numpy_are_numbers(adata, tmp_path):
     for number in (np.int64, int):
         adata = adata.copy()
@@ -389,11 +427,13 @@ def test_repr_names_what_was_chosen(model, capsys):
     assert "Trained" in text
 
 
-def test_a_model_made_from_a_registry_trains_from_a_data_module(adata):
+def test_a_model_made_from_a_registry_trains_from_a_data_module(adata, caplog):
     other = adata.copy()
     DisentangleModel.setup_anndata(other, batch_key="batch")
     manager = DisentangleModel(other, **SMALL).adata_manager
-    model = DisentangleModel(registry=manager.registry, **SMALL)
+    with caplog.at_level("INFO", logger="scdisentangle"):
+        model = DisentangleModel(registry=manager.registry, **SMALL)
+    assert "taken as counts, without a look at them" in caplog.text
     assert model.module.gene_likelihood == "nb"
     splitter = DataSplitter(manager, train_size=0.9, batch_size=64)
     model.train(3, datamodule=splitter, enable_progress_bar=False)

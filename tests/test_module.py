@@ -13,6 +13,7 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
 from scdisentangle import DisentangleModule, InputError
+from scdisentangle._networks import RunningMeans
 
 N_CELLS, N_GENES, N_BATCH = 24, 10, 3
 
@@ -420,3 +421,14 @@ def test_weights_of_another_width_of_the_encoder_of_z_nio_are_taken_as_they_are(
     narrow.load_state_dict(wide.state_dict())
     for module in (narrow, copy.deepcopy(narrow)):
         torch.testing.assert_close(module(tensors)[0]["z_nio"], wide(tensors)[0]["z_nio"])
+
+
+def test_the_first_minibatch_gives_the_mean_of_its_batches():
+    means = RunningMeans(3, 4)
+    z, batch = torch.randn(20, 4), torch.arange(20) % 2
+    means.update(z, batch)
+    expected = torch.stack([z[batch == b].mean(0) for b in (0, 1)])
+    torch.testing.assert_close(means.means[:2], expected)
+    assert not means.means[2].any()
+    means.update(2 * z, batch)
+    torch.testing.assert_close(means.means[:2], 1.3 * expected)

@@ -283,6 +283,36 @@ def test_genes_that_the_query_lacks_are_padded(cells):
     assert mapped(model, prepared, 1).get_latent_representation().shape == (query.n_obs, 5)
 
 
+def test_a_query_of_a_reference_that_was_not_aligned_is_not_moved(cells):
+    model = fit(cells[0].copy(), 20)
+    model.module.alignment.levels.zero_()
+    model.module.unsettle()
+    expected = model.get_latent_representation()
+    query = cells[0].copy()
+    query.obs["batch"] = "new"
+    found = mapped(model, query, 3).get_latent_representation()
+    spread = expected.std(axis=0).mean()
+    assert np.abs(found.mean(axis=0) - expected.mean(axis=0)).max() < 0.2 * spread
+
+
+def test_a_query_may_have_more_labels_than_a_reference_of_one(cells):
+    reference, query = (part.copy() for part in cells)
+    reference.obs["celltype"] = "Unknown"
+    model = fit(reference, 3)
+    assert_reference_is_unchanged(model, mapped(model, query, 2))
+
+
+@pytest.mark.parametrize("options", [{"unfrozen": True}, {"freeze_expression": False}])
+def test_labels_of_a_reference_that_moves_are_left_out(cells, options):
+    model = fit(cells[0].copy(), 2)
+    assert DisentangleModel.load_query_data(cells[1].copy(), model).labelled_codes_ is not None
+    query = cells[1].copy()
+    query.obs["celltype"] = "Unknown"
+    query_model = mapped(model, query, 1, **options)
+    with pytest.raises(InputError, match="No cell is labelled"):
+        query_model.predict()
+
+
 @pytest.mark.parametrize("names", ["obs_names", "var_names"])
 def test_genes_of_names_given_twice_are_not_padded(cells, names):
     model = fit(cells[0].copy(), 1)

@@ -265,3 +265,10 @@ def test_components_that_cannot_be(adata, options, message):
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     with pytest.raises(InputError, match=message):
         DisentangleModel(adata, **options)
+
+
+def test_no_finite_cell_leaves_the_components_as_they_were():
+    components = RelevantComponents(5, 3)
+    components.fit(torch.full((20, 5), torch.nan), torch.arange(20) % 2)
+    assert all(buffer.isfinite().all() for buffer in components.buffers())
+    assert not components.found

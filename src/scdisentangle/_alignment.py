@@ -120,6 +120,8 @@ class Alignment(AddedLater):
         one than a cell is.
         """
         mapped = self.first_new > 0
+        if mapped and not self.levels.any():  # the reference has no clusters to look for
+            return
         is_new = batch >= self.first_new
         z, batch = z[is_new], batch[is_new]
         if len(z) == 0:

@@ -93,7 +93,8 @@ class FiniteGuard:
         self._restore_weights()
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         bad = []
-        for name, term in self.terms_of(self.last_minibatch).items():
+        found = {} if self.last_minibatch is None else self.terms_of(self.last_minibatch)
+        for name, term in found.items():
             gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
             if not _are_finite(g for g in gradients if g is not None):
                 bad.append(name)

@@ -65,15 +65,17 @@ def _stretch(pool: Tensor, shape: torch.Size) -> Tensor:
 @lru_cache(2)
 def _normal_quantiles(dtype: torch.dtype) -> Tensor:
     """Those in the middle of equal shares, scaled to variance 1, in random order."""
-    middles = (_shuffled(1).double() + 0.5) / POOL
-    quantiles = torch.special.ndtri(middles)
-    return _ring((quantiles / quantiles.square().mean().sqrt()).to(dtype))
+    with torch.inference_mode(False):  # the pool outlives the call that makes it
+        middles = (_shuffled(1).double() + 0.5) / POOL
+        quantiles = torch.special.ndtri(middles)
+        return _ring((quantiles / quantiles.square().mean().sqrt()).to(dtype))
 
 
 @lru_cache(4)
 def _kept(rate: float, dtype: torch.dtype) -> Tensor:
     """A share of zeros among ones, in random order."""
-    return _ring((_shuffled(2) >= round(rate * POOL)).to(dtype))
+    with torch.inference_mode(False):
+        return _ring((_shuffled(2) >= round(rate * POOL)).to(dtype))
 
 
 def _ring(pool: Tensor) -> Tensor:

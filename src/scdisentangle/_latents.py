@@ -51,6 +51,7 @@ class LatentMixin:
             )
         if datamodule is None:
             self._validate_anndata()
+        self.module.eval()
         self.module.unsettle()
         if datamodule is None:
             minibatches = self._make_data_loader(self.adata, self._cells_to_align())
@@ -67,7 +68,11 @@ class LatentMixin:
             n_cells += len(codes[-1])
             if n_cells >= CELLS_TO_ALIGN:
                 break
-        self.module.settle(*(torch.cat(parts)[:CELLS_TO_ALIGN] for parts in (codes, batches)))
+        z_bio, batch = (torch.cat(parts)[:CELLS_TO_ALIGN] for parts in (codes, batches))
+        if datamodule is not None:  # which may have shuffled the cells
+            order = z_bio[:, 0].argsort()
+            z_bio, batch = z_bio[order], batch[order]
+        self.module.settle(z_bio, batch)
 
     def _cells_to_align(self) -> np.ndarray | None:
         if self.adata.n_obs <= CELLS_TO_ALIGN:

@@ -63,6 +63,7 @@ NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}
 MIN_CELLS_TO_VALIDATE = 30
 OF_ONE_OPTIMIZER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of the trainer that Lightning takes only where it steps the one optimiser itself."""
+TRUE_PRECISIONS = ("64", "64-true", "bf16-true", "16-true")
 OF_A_RUN = {"validation_size", "shuffle_set_split", "datasplitter_kwargs", "precision"}
 """Arguments of ``train`` for others that a run which goes on from a checkpoint must have too."""
 
@@ -111,8 +112,8 @@ class DisentangleModel(
         Further options of :class:`~scdisentangle.DisentangleModule`: ``n_components``,
         ``input_dropout``, ``nio_noise_factor``, ``dispersion``, ``encoder``, ``nio_flow``,
         ``batch_in_decoder``, ``batch_representation``, ``encode_covariates``, ``lambda_cls``,
-        ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``spherical``, ``alignment``,
-        ``class_balanced``, …
+        ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``spherical``, ``axes``,
+        ``alignment``, ``class_balanced``, …
 
     Raises
     ------
@@ -164,7 +165,7 @@ class DisentangleModel(
         values, layer = None, None
         if adata is not None and self.minified_data_type is None:
             values, layer = measurements(adata, setup_args)
-        kind = "whole counts"
+        kind = None
         if values is not None:
             kind = _validation.kind_of_values(values, layer)
             module_kwargs.setdefault("log_normalize", kind != "others")
@@ -202,6 +203,13 @@ class DisentangleModel(
             f"gene_likelihood: {gene_likelihood}, objective: {objective}, {weights}."
         )
         self.init_params_ = self._get_init_params(locals())
+        if (
+            self.module is not None
+        ):  # settled, whatever the data that it is loaded with are labelled
+            self.init_params_["kwargs"]["module_kwargs"] |= {
+                "n_components": self.module.encoder.n_components,
+                "axes": self.module.axes is not None,
+            }
 
     def _sizes(self) -> dict:
         return {
@@ -213,12 +221,16 @@ class DisentangleModel(
         }
 
     @staticmethod
-    def _default_likelihood(module_kwargs: Mapping, kind: _validation.ValueKind) -> GeneLikelihood:
+    def _default_likelihood(
+        module_kwargs: Mapping, kind: _validation.ValueKind | None
+    ) -> GeneLikelihood:
         counts = module_kwargs.get("log_normalize", True)
         likelihood = "nb" if counts else "mse"
         found = "counts" if counts else "not counts, and taken as already normalised"
         if counts and kind == "counts":
             found = "too large for logarithms, and taken as counts, though not all are whole"
+        if kind is None:
+            found = "taken as counts, without a look at them; pass gene_likelihood= if they are not"
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood
 
@@ -343,6 +355,11 @@ class DisentangleModel(
                         "model has: it takes a second optimiser. Leave it out, or take another "
                         "objective."
                     )
+        if str(kwargs.get("precision")) in TRUE_PRECISIONS:
+            raise InputError(
+                f"precision={kwargs['precision']!r} is not for values that are loaded as 32 bits: "
+                "take 'bf16-mixed' or '16-mixed'."
+            )
         check_count(batch_size=batch_size)
         batch_size = int(batch_size)
         if max_epochs is not None:

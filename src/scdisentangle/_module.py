@@ -166,6 +166,9 @@ class DisentangleModule(
         it is trained: its contrast compares directions. After training, unless ``z_bio`` is
         variational or there are labels, the axes along which cells differ most are made longer.
         ``None`` is a sphere where ``z_bio`` is not variational and has more than two dimensions.
+    axes
+        Whether, after training, the axes along which cells differ most are made longer. ``None``
+        does where ``z_bio`` is on a sphere and not variational, and there are no labels.
     alignment
         Whether, out of training, ``z_bio`` is moved by the shifts between batches that
         :class:`~scdisentangle.DisentangleModel` finds within clusters after training.
@@ -211,6 +214,7 @@ class DisentangleModule(
         kl_weight_nio: float = 1.0,
         var_activation: Callable[[Tensor], Tensor] | None = None,
         spherical: bool | None = None,
+        axes: bool | None = None,
         alignment: bool = True,
         class_balanced: bool = False,
         unlabeled_code: int | None = None,
@@ -302,8 +306,9 @@ class DisentangleModule(
         self.alignment = (
             Alignment(n_latent_bio, n_batch, spherical=spherical) if alignment else None
         )
-        spread = spherical and kl_weight_bio == 0 and n_labels == 1
-        self.axes = Axes(n_latent_bio) if spread else None
+        if axes is None:
+            axes = spherical and kl_weight_bio == 0 and n_labels == 1
+        self.axes = Axes(n_latent_bio) if axes else None
         self.disentanglement = build_objectives(
             objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch
         )

@@ -287,7 +287,7 @@ class Codebook(nn.Module):
 
 
 class RunningMeans(nn.Module):
-    """Mean code of each batch's cells, followed through training.
+    """Mean code of each batch's cells, followed through training from its first minibatch on.
 
     Parameters
     ----------
@@ -307,7 +307,9 @@ class RunningMeans(nn.Module):
         """Move to a minibatch's means; batches that it lacks, or below ``first_new``, stay."""
         members = nn.functional.one_hot(batch, len(self.means)).to(z.dtype).T
         counts = members.sum(dim=1, keepdim=True)
-        change = WEIGHT_OF_LATEST * (counts > 0) * (members @ z / counts.clamp(min=1) - self.means)
+        is_first = (self.means == 0).all(dim=1, keepdim=True)
+        weight = torch.where(is_first, 1.0, WEIGHT_OF_LATEST) * (counts > 0)
+        change = weight * (members @ z / counts.clamp(min=1) - self.means)
         self.means[self.first_new :] += change[self.first_new :]
 
 

@@ -48,12 +48,13 @@ class QueryMappingMixin(ArchesMixin):
         reference_model
             A trained model, or the folder that it was saved in.
         unfrozen
-            Whether to train everything, whatever the options below say.
+            Whether to train everything, whatever the options below say. ``predict`` then knows
+            labels of the query's own cells only, because those of the reference move.
         freeze_dropout
             Whether to switch dropout off.
         freeze_expression, freeze_decoder_first_layer, freeze_classifier
             Whether the encoders' first layers, the decoder's first layer and the classifier stay
-            as they are.
+            as they are. Without the first, ``predict`` is as with ``unfrozen``.
         **kwargs
             ``registry``, ``inplace_subset_query_vars``, ``accelerator``, ``device``, … as in
             scvi-tools. There is no batch normalisation to freeze.
@@ -76,18 +77,20 @@ class QueryMappingMixin(ArchesMixin):
                 "a trained model, or the folder that it was saved in."
             )
         reference = reference_model.module
-        # Left to the query, its batches or the version of the file would choose anew.
+        # Left to the query, its labels or the version of the file would choose anew.
         settled = copy(reference_model)
         settled.init_params_ = deepcopy(reference_model.init_params_)
-        settled.init_params_["kwargs"]["module_kwargs"]["n_components"] = (
-            reference.encoder.n_components
-        )
+        settled.init_params_["kwargs"]["module_kwargs"] |= {
+            "n_components": reference.encoder.n_components,
+            "axes": reference.axes is not None,
+        }
         model = super().load_query_data(
             adata, settled, unfrozen=True, **{"transfer_batch": True, **kwargs}
         )
         model.to_device(model.module.gene_shifts.shifts.device)  # where embeddings may not be
         known = _grow(reference, model.module)
-        model.labelled_codes_ = reference_model._labelled_codes()
+        moves = unfrozen or not freeze_expression
+        model.labelled_codes_ = None if moves else reference_model._labelled_codes()
         parts = {
             "encoder.bio_encoder.fc_layers.Layer 0": freeze_expression,
             "encoder.nio_encoder.fc_layers.Layer 0": freeze_expression,

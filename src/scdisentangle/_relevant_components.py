@@ -93,6 +93,8 @@ class RelevantComponents(nn.Module):
             Batch of each cell, ``(n_cells,)``.
         """
         known = x.isfinite().all(dim=1)  # of the others, the first step of training tells
+        if not known.any():
+            return
         x, batch = x[known], batch[known]
         values = x.cpu().numpy()
         found = relevant_components(values, batch.cpu().numpy(), len(self.weight))

@@ -72,13 +72,14 @@ class SavingMixin:
         save_anndata
             Whether to save the data too.
         **kwargs
-            Further arguments of scvi-tools' ``save``.
+            Further arguments of scvi-tools' ``save``; ``datamodule``, for a model of one.
 
         Raises
         ------
         InputError
             If the folder exists and ``overwrite`` is off, or is a symbolic link; or if the model
-            was made without data or registry, or holds what would not be loaded.
+            was made without data or registry, holds what would not be loaded, or is of a data
+            module that is not passed.
         OSError
             If it cannot be written, as on a full disk. What was there before is untouched.
         """
@@ -86,6 +87,11 @@ class SavingMixin:
             raise InputError(
                 "A model that was made without data or registry does not know what its data are, "
                 "and could not be loaded. Make it with registry=datamodule.registry to save it."
+            )
+        of_module = self.registry.get("setup_method_name") == "setup_datamodule"
+        if of_module and kwargs.get("datamodule") is None:
+            raise InputError(
+                "A model of a data module is saved with it: model.save(folder, datamodule=...)."
             )
         folder = Path(dir_path).absolute()
         check_no_link(folder)
@@ -163,7 +169,8 @@ class SavingMixin:
         if written < FIRST_WITH_SPHERES:
             model.module.encoder.bio_head.spherical = False
             model.module.axes = None
-            model.init_params_["kwargs"]["module_kwargs"]["spherical"] = False
+            model.module.alignment.spherical = False
+            model.init_params_["kwargs"]["module_kwargs"] |= {"spherical": False, "axes": False}
         if written < FIRST_WITH_NARROW_NIO:
             n_hidden_nio = model.module.encoder.nio_head.mean.in_features
             model.init_params_["kwargs"]["module_kwargs"]["n_hidden_nio"] = n_hidden_nio
