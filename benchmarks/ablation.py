@@ -18,6 +18,8 @@ import pandas as pd
 from common import BATCH, LABEL, SETS, load, one_thread, run_all, scores
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "ablation.csv"
+CELLS = 1000
 EQUAL = {"n_latent_bio": 16, "n_latent_nio": 16}
 BESIDE = 0.05
 """Distance from the default, in the figure, from which a point has its number."""
@@ -174,11 +176,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--max-epochs", type=int, help="the model's own number if not given")
-    parser.add_argument("--max-cells", type=int, default=1000, help="of each set, to save time")
+    parser.add_argument("--max-epochs", type=int, help="for a trial; by default the model's own")
+    parser.add_argument(
+        "--max-cells", type=int, default=CELLS, help="of each set, others for a trial"
+    )
+    parser.add_argument(
+        "--csv", type=Path, default=RESULTS, help="of a trial, whose table is shown"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
     arguments = parser.parse_args()
+    is_trial = arguments.max_epochs is not None or arguments.max_cells != CELLS
+    if is_trial and arguments.csv == RESULTS:
+        parser.error("--max-epochs and --max-cells are for a trial: name a --csv of its own")
     jobs = [
         {
             "set": name,
@@ -192,7 +202,11 @@ def main() -> None:
         for name in SETS
         for variant in dict.fromkeys(("default", *arguments.variants))  # which others are beside
     ]
-    report(run_all(jobs, run, HERE / "results" / "ablation.csv", arguments.processes))
+    results = run_all(jobs, run, arguments.csv, arguments.processes)
+    if arguments.csv == RESULTS:
+        report(results)
+    else:
+        print(as_markdown(table(results), arguments.seeds))
 
 
 def report(results: pd.DataFrame) -> None:

@@ -145,6 +145,9 @@ def main() -> None:
     results = Path(__file__).parent / "results" / "beside_scvi.csv"
     parser.add_argument("--csv", type=Path, default=results)
     arguments = parser.parse_args()
+    is_trial = arguments.max_epochs is not None or arguments.max_cells is not None
+    if is_trial and arguments.csv == results:
+        parser.error("--max-epochs and --max-cells are for a trial: name a --csv of its own")
     sets = []
     for name in arguments.sets:
         if name == "simulated":

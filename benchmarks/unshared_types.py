@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--held-out", dest="sets", action="store_const", const=HELD_OUT)
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
     jobs = [
         {"set": name, "variant": method, "seed": seed, "data": arguments.data.resolve()}
