@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from numbers import Integral, Real
 
 
@@ -79,5 +80,6 @@ def check_part(**options: float) -> None:
 
 def _check(holds: Callable[[Real], bool], what: str, options: Mapping[str, object]) -> None:
     for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not holds(value):
+        is_number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+        if not is_number or not holds(value):
             raise InputError(f"{option}={value!r} must be {what}.")

@@ -69,7 +69,14 @@ def test_compositions(composition, batches_of_last_type):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"leak": 1.5}, "leak must lie in"),
+        ({"leak": 1.5}, "leak=1.5 must be a number from 0 to 1"),
+        ({"n_batches": 2.5}, "n_batches=2.5 must be a whole number"),
+        ({"n_merged": 99}, "n_merged=99 must be a number of types, from 0 to"),
+        ({"n_leaking": -1}, "n_leaking=-1 must be a number of types"),
+        (
+            {"n_types": 2, "n_batches": 3, "composition": "confounded"},
+            "n_types=2 is fewer than n_batches=3",
+        ),
         ({"mechanism": "shift", "n_batches": 3}, "for two batches, got n_batches=3"),
         ({"n_types": 1}, "at least two batches and two types"),
         ({"composition": "balancd"}, "Did you mean 'balanced'"),

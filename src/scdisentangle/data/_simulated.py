@@ -5,7 +5,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scdisentangle._errors import InputError
+from scdisentangle._errors import (
+    InputError,
+    check_count,
+    check_not_negative,
+    check_positive,
+)
 
 _DISPERSION = 2.0
 _COMPOSITION_CONCENTRATION = 3.0
@@ -98,17 +103,12 @@ def simulated(
     >>> import scdisentangle
     >>> adata = scdisentangle.data.simulated(n_cells=500, n_genes=200, private_type=True)
     """
-    _check_counts(n_cells=n_cells, n_genes=n_genes, n_batches=n_batches, n_types=n_types)
+    check_count(n_cells=n_cells, n_genes=n_genes, n_batches=n_batches, n_types=n_types)
     if n_markers is None:
         n_markers = max(1, n_genes // 20)
-    _check_counts(n_markers=n_markers)
-    _check_numbers(
-        strength=strength,
-        counts_per_cell=counts_per_cell,
-        marker_log_fold_change=marker_log_fold_change,
-    )
-    if counts_per_cell == 0:
-        raise InputError("counts_per_cell must be greater than 0.")
+    check_count(n_markers=n_markers)
+    check_positive(counts_per_cell=counts_per_cell)
+    check_not_negative(strength=strength, marker_log_fold_change=marker_log_fold_change)
     if n_cells < n_batches:
         raise InputError(
             f"n_cells={n_cells} is fewer than one cell for each of {n_batches} batches."
@@ -194,18 +194,6 @@ def simulated(
             }
         },
     )
-
-
-def _check_counts(**arguments: int) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} must be an integer of at least 1, got {value!r}.")
-
-
-def _check_numbers(**arguments: float) -> None:
-    for name, value in arguments.items():
-        if not np.isfinite(value) or value < 0:
-            raise InputError(f"{name} must be a finite number of at least 0, got {value!r}.")
 
 
 def _markers(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, ortho_group
 
-from scdisentangle._errors import InputError, check_choice
+from scdisentangle._errors import InputError, check_choice, check_count, check_share
 
 _APART = 6.0
 """Distance of centres that no probe takes for one another, in standard deviations of the noise."""
@@ -83,9 +83,16 @@ def simulated_codes(
     """
     check_choice("mechanism", mechanism, _MECHANISMS)
     check_choice("composition", composition, _COMPOSITIONS)
-    for name, value in {"leak": leak, "biology_in_nio": biology_in_nio, "lost": lost}.items():
-        if not 0.0 <= value <= 1.0:
-            raise InputError(f"{name} must lie in [0, 1], got {value!r}.")
+    check_count(n_cells=n_cells, n_batches=n_batches, n_types=n_types)
+    check_share(leak=leak, biology_in_nio=biology_in_nio, lost=lost)
+    for name, value in {"n_leaking": n_leaking, "n_merged": n_merged}.items():
+        if value is not None and not 0 <= value <= n_types:
+            raise InputError(f"{name}={value!r} must be a number of types, from 0 to {n_types}.")
+    if composition == "confounded" and n_types < n_batches:
+        raise InputError(
+            f"composition='confounded' needs a type for each batch: n_types={n_types} is fewer "
+            f"than n_batches={n_batches}."
+        )
     if mechanism != "share" and n_batches != 2:
         raise InputError(f"mechanism='{mechanism}' is for two batches, got n_batches={n_batches}.")
     if min(n_batches, n_types) < 2:
