@@ -338,36 +338,9 @@ class DisentangleModel(
         AttributeError
             If there is neither an AnnData nor a data module to train on.
         """
-        if self.adata is None and kwargs.get("datamodule") is None:
-            raise AttributeError(
-                "There is nothing to train on: pass datamodule=, or make the model with an AnnData."
-            )
-        if self.minified_data_type is not None:
-            raise InputError(
-                "The AnnData is minified, and there are no counts to train on. Train on the data "
-                "as they were before minify_adata()."
-            )
-        if self.module is not None and self.module.disentanglement.has_estimators:
-            for name in OF_ONE_OPTIMIZER:
-                if kwargs.get(name) is not None:
-                    raise InputError(
-                        f"{name}= is not for an objective with an estimator of its own, as the "
-                        "model has: it takes a second optimiser. Leave it out, or take another "
-                        "objective."
-                    )
-        if str(kwargs.get("precision")) in TRUE_PRECISIONS:
-            raise InputError(
-                f"precision={kwargs['precision']!r} is not for values that are loaded as 32 bits: "
-                "take 'bf16-mixed' or '16-mixed'."
-            )
-        check_count(batch_size=batch_size)
+        self._check_training(max_epochs, train_size, batch_size, kwargs)
         batch_size = int(batch_size)
-        if max_epochs is not None:
-            check_count(max_epochs=max_epochs)
-            max_epochs = int(max_epochs)
-        if train_size is not None:
-            check_share(train_size=train_size)
-            check_positive(train_size=train_size)
+        max_epochs = None if max_epochs is None else int(max_epochs)
         if self.adata is not None:
             self._validate_anndata()
             n_obs = self.adata.n_obs
@@ -437,6 +410,43 @@ class DisentangleModel(
             raise
         self.align(kwargs.get("datamodule"))
         return result
+
+    def _check_training(
+        self,
+        max_epochs: int | None,
+        train_size: float | None,
+        batch_size: int,
+        options: Mapping,
+    ) -> None:
+        """Refuse what :meth:`train` cannot do, before anything of the model changes."""
+        if self.adata is None and options.get("datamodule") is None:
+            raise AttributeError(
+                "There is nothing to train on: pass datamodule=, or make the model with an AnnData."
+            )
+        if self.minified_data_type is not None:
+            raise InputError(
+                "The AnnData is minified, and there are no counts to train on. Train on the data "
+                "as they were before minify_adata()."
+            )
+        if self.module is not None and self.module.disentanglement.has_estimators:
+            for name in OF_ONE_OPTIMIZER:
+                if options.get(name) is not None:
+                    raise InputError(
+                        f"{name}= is not for an objective with an estimator of its own, as the "
+                        "model has: it takes a second optimiser. Leave it out, or take another "
+                        "objective."
+                    )
+        if str(options.get("precision")) in TRUE_PRECISIONS:
+            raise InputError(
+                f"precision={options['precision']!r} is not for values that are loaded as 32 bits: "
+                "take 'bf16-mixed' or '16-mixed'."
+            )
+        check_count(batch_size=batch_size)
+        if max_epochs is not None:
+            check_count(max_epochs=max_epochs)
+        if train_size is not None:
+            check_share(train_size=train_size)
+            check_positive(train_size=train_size)
 
 
 def default_max_epochs(n_obs: int) -> int:
