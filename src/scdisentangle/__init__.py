@@ -7,8 +7,9 @@ from rich.logging import RichHandler
 
 from . import data, objectives, pl, pp, tl
 from ._errors import InputError, NonFiniteError
-from ._model import DisentangleModel, default_max_epochs
+from ._model import DisentangleModel
 from ._module import DisentangleModule
+from ._training import default_max_epochs
 from ._training_plan import DisentangleTrainingPlan
 
 logger = logging.getLogger(__name__)

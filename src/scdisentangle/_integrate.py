@@ -19,8 +19,9 @@ from rich.console import Console
 
 from . import _output, data, pl, pp, tl
 from ._errors import InputError
-from ._model import DisentangleModel, default_max_epochs
+from ._model import DisentangleModel
 from ._report import scores_table
+from ._training import default_max_epochs
 from .tl._checks import check_obs
 
 UNINTEGRATED, BIO, BATCH = "X_unintegrated", "X_disentangle", "X_disentangle_batch"

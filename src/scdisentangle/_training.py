@@ -1,0 +1,205 @@
+"""How a model is trained: what is asked for, what is refused, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from os import PathLike
+
+import numpy as np
+from scvi import settings
+from scvi.model.base import UnsupervisedTrainingMixin
+
+from ._errors import InputError, NonFiniteError, check_count, check_positive, check_share
+from ._interruption import Begun, exit_as_asked, resume_arguments
+
+MIN_CELLS_TO_VALIDATE = 30
+OF_ONE_OPTIMIZER = ("gradient_clip_val", "accumulate_grad_batches")
+"""Arguments of the trainer that Lightning takes only where it steps the one optimiser itself."""
+TRUE_PRECISIONS = ("64", "64-true", "bf16-true", "16-true")
+OF_A_RUN = {"validation_size", "shuffle_set_split", "datasplitter_kwargs", "precision"}
+"""Arguments of ``train`` for others that a run which goes on from a checkpoint must have too."""
+
+
+class TrainingMixin(UnsupervisedTrainingMixin):
+    """``train`` of scvi-tools, which goes on where it was stopped, and ends with the alignment."""
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        batch_size: int = 128,
+        plan_kwargs: Mapping | None = None,
+        checkpoint: str | PathLike | None = None,
+        data_on_device: bool | None = None,
+        **kwargs,
+    ):
+        """Train the model, with a progress bar; :attr:`history` then holds every term.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data. ``None`` takes :func:`default_max_epochs`.
+        accelerator, devices
+            Where to train, as Lightning names it.
+        train_size
+            Share of cells to train on, in (0, 1]; the rest validates. ``None`` is 0.9, and 1 where
+            there are fewer than 30 cells.
+        batch_size
+            Cells in a minibatch.
+        plan_kwargs
+            Options of :class:`~scdisentangle.DisentangleTrainingPlan`: noise, warm-up, ``lr``, …
+        checkpoint
+            File to write the state of training to as each epoch begins. Where it exists, training
+            goes on from it: after a kill, the same call in a new process ends as it would have.
+        data_on_device
+            Whether minibatches are cut on the device, from data that were moved there once; the
+            result is the same. ``None`` does where they take up to half of its free memory.
+        **kwargs
+            What scvi-tools' models take: ``validation_size``, ``shuffle_set_split``,
+            ``early_stopping``, ``datasplitter_kwargs``, ``datamodule``, ``enable_checkpointing``,
+            and arguments of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        InputError
+            If an option is unknown or out of its range, the checkpoint is of another run, the data
+            are minified or no counts any more, or those that should stay on the device cannot.
+        NonFiniteError
+            If the loss or a gradient becomes NaN or infinite; the last good weights are kept.
+        AttributeError
+            If there is neither an AnnData nor a data module to train on.
+        """
+        self._check_training(max_epochs, train_size, batch_size, kwargs)
+        batch_size = int(batch_size)
+        max_epochs = None if max_epochs is None else int(max_epochs)
+        if self.adata is not None:
+            self._validate_anndata()
+            n_obs = self.adata.n_obs
+            max_epochs = default_max_epochs(n_obs) if max_epochs is None else max_epochs
+            if train_size is None and n_obs < MIN_CELLS_TO_VALIDATE:
+                train_size = 1.0
+            if n_obs < batch_size:
+                warnings.warn(
+                    f"{n_obs} cells are fewer than a minibatch (batch_size={batch_size}): each "
+                    "epoch is one step. Pass a smaller batch_size for more steps.",
+                    UserWarning,
+                    stacklevel=settings.warnings_stacklevel,
+                )
+            if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
+                kwargs.setdefault("check_val_every_n_epoch", 1)
+        if self.module is not None and self.module.is_frozen:
+            warnings.warn(
+                "There is nothing to train: all batches of the query are the reference's, or it "
+                "was saved by a version that did not note what of it is frozen; map it again then. "
+                "Its codes are ready.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+            return None
+        plan_kwargs = {
+            name: value.item() if isinstance(value, np.generic) else value  # which files would hold
+            for name, value in (plan_kwargs or {}).items()
+        }
+        if self.module is not None and self.module.is_partly_frozen:
+            plan_kwargs.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
+        if checkpoint is not None:
+            run = {
+                "max_epochs": max_epochs,
+                "train_size": train_size,
+                "batch_size": batch_size,
+                "plan_kwargs": plan_kwargs,
+                **{name: kwargs[name] for name in sorted(OF_A_RUN & kwargs.keys())},
+                **self.init_params_,
+                **self.summary_stats,
+            }
+            kwargs.update(resume_arguments(checkpoint, run, kwargs.get("callbacks")))
+        if kwargs.get("datamodule") is None:
+            loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
+            kwargs["datasplitter_kwargs"] = loading
+        begun = Begun()
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), begun]
+        if self.module is not None:
+            self.module.unsettle()
+            self.module.train()
+        try:
+            with exit_as_asked():
+                result = super().train(
+                    max_epochs=max_epochs,
+                    accelerator=accelerator,
+                    devices=devices,
+                    train_size=train_size,
+                    batch_size=batch_size,
+                    plan_kwargs=plan_kwargs,
+                    **{"inference_mode": False, **kwargs},
+                )
+        except (Exception, KeyboardInterrupt) as error:
+            interrupted = isinstance(error, KeyboardInterrupt) and begun.has_learned
+            self.is_trained_ |= isinstance(error, NonFiniteError) or interrupted
+            if self.is_trained_:
+                self.module.eval()
+                self.align(kwargs.get("datamodule"))
+            raise
+        self.align(kwargs.get("datamodule"))
+        return result
+
+    def _check_training(
+        self,
+        max_epochs: int | None,
+        train_size: float | None,
+        batch_size: int,
+        options: Mapping,
+    ) -> None:
+        """Refuse what :meth:`train` cannot do, before anything of the model changes."""
+        if self.adata is None and options.get("datamodule") is None:
+            raise AttributeError(
+                "There is nothing to train on: pass datamodule=, or make the model with an AnnData."
+            )
+        if self.minified_data_type is not None:
+            raise InputError(
+                "The AnnData is minified, and there are no counts to train on. Train on the data "
+                "as they were before minify_adata()."
+            )
+        if self.module is not None and self.module.disentanglement.has_estimators:
+            for name in OF_ONE_OPTIMIZER:
+                if options.get(name) is not None:
+                    raise InputError(
+                        f"{name}= is not for an objective with an estimator of its own, as the "
+                        "model has: it takes a second optimiser. Leave it out, or take another "
+                        "objective."
+                    )
+        if str(options.get("precision")) in TRUE_PRECISIONS:
+            raise InputError(
+                f"precision={options['precision']!r} is not for values that are loaded as 32 bits: "
+                "take 'bf16-mixed' or '16-mixed'."
+            )
+        check_count(batch_size=batch_size)
+        if max_epochs is not None:
+            check_count(max_epochs=max_epochs)
+        if train_size is not None:
+            check_share(train_size=train_size)
+            check_positive(train_size=train_size)
+
+
+def default_max_epochs(n_obs: int) -> int:
+    """Epochs that :meth:`DisentangleModel.train` takes if not told.
+
+    90, but more below about 400 cells, so that there are 300 minibatches to learn from (at most 400
+    epochs), and fewer above 20,000 cells, where the number of minibatches stays. Longer training
+    trades biology for mixing, and few cells seen often are learnt by heart.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+
+    Examples
+    --------
+    >>> import scdisentangle
+    >>> scdisentangle.default_max_epochs(5_000), scdisentangle.default_max_epochs(40_000)
+    (90, 45)
+    """
+    enough = round(300 * 128 / n_obs)
+    return max(1, min(max(90, min(enough, 400)), round(90 * 20_000 / n_obs)))
