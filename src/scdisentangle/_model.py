@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 
-from . import _validation
+from . import _validation, _values
 from ._errors import check_options
 from ._expression import ExpressionMixin
 from ._labels import LabelMixin
@@ -151,7 +151,7 @@ class DisentangleModel(
             values, layer = measurements(adata, setup_args)
         kind = None
         if values is not None:
-            kind = _validation.kind_of_values(values, layer)
+            kind = _values.kind_of_values(values, layer)
             module_kwargs.setdefault("log_normalize", kind != "others")
             self.value_kind_ = kind
         gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs, kind)
@@ -206,7 +206,7 @@ class DisentangleModel(
 
     @staticmethod
     def _default_likelihood(
-        module_kwargs: Mapping, kind: _validation.ValueKind | None
+        module_kwargs: Mapping, kind: _values.ValueKind | None
     ) -> GeneLikelihood:
         counts = module_kwargs.get("log_normalize", True)
         likelihood = "nb" if counts else "mse"
@@ -220,7 +220,7 @@ class DisentangleModel(
 
     def _median_sizes(self, values: AnnData, layer: str | None) -> dict[str, float]:
         """What counts are scaled to, and what size factors are, which have a scale of their own."""
-        median = _validation.median_sum(values, layer)
+        median = _values.median_sum(values, layer)
         setup_args = self.registry_["setup_args"]
         if (key := setup_args.get("size_factor_key")) is None:
             return {"target_sum": median}

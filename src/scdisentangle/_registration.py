@@ -24,7 +24,7 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 
-from . import _validation
+from . import _validation, _values
 from ._errors import InputError, check_choice, check_options
 from ._likelihoods import COUNT_LIKELIHOODS
 from .data._loading import AsAsked
@@ -44,7 +44,7 @@ MuDataLabelsField = MuDataWrapper(LabelsField)
 class RegistrationMixin:
     """Registration through :class:`scvi.data.AnnDataManager`, with checks of our own."""
 
-    value_kind_: _validation.ValueKind | None = None
+    value_kind_: _values.ValueKind | None = None
     _adopted = False
 
     @classmethod
@@ -292,7 +292,7 @@ class RegistrationMixin:
         if _get_adata_minify_type(measured) is not None:
             return False
         of_counts = self.module.gene_likelihood in COUNT_LIKELIHOODS or self.value_kind_ != "others"
-        return _validation.begins_with_whole_counts(measured, layer) != of_counts
+        return _values.begins_with_whole_counts(measured, layer) != of_counts
 
     def _check_kind(self, measured: AnnData, layer: str | None) -> None:
         """Check that values are counts if, and only if, those that the model was made for were."""

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.experimental import AnnCollection
 from mudata import MuData
-from scipy import sparse
 from scvi import settings
-from scvi.dataloaders import CollectionAdapter
 
 from ._errors import InputError, MissingKeyError, did_you_mean, name_some
-
-ValueKind = Literal["whole counts", "counts", "others"]
-ROWS_PER_BLOCK = 10_000
-FIRST_ROWS = 1_000
-VALUES_PER_LOOK = 2**20
-"""Looked at together, so that what a look needs is small beside the data."""
-NAMED_ENTRIES = 4
-LARGEST_LOGARITHM = 30.0
-"""More than this on a log scale would be a count above 1e9, to base 2, and 1e13, to base e."""
+from ._values import (
+    ValueKind,
+    first_entries,
+    is_negative,
+    kind_of_values,
+    matrix,
+    not_a_whole_count,
+    sums_of_cells,
+)
 
 
 def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None]) -> None:
@@ -128,11 +124,11 @@ def check_values(adata: AnnData, layer: str | None) -> None:
     for count, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
         if count == 0:
             raise InputError(f"adata has no {what} (shape {adata.shape}); nothing can be learnt.")
-    x = _matrix(adata, layer)
+    x = matrix(adata, layer)
     where = _where(layer)
     if x is None:
         raise InputError(f"{where} is empty: register values with layer=, or set adata.X.")
-    bad = _first_entries(x, lambda block: ~np.isfinite(block))
+    bad = first_entries(x, lambda block: ~np.isfinite(block))
     if bad is not None:
         cells, genes = bad
         raise InputError(
@@ -161,22 +157,18 @@ def check_counts(
     InputError
         If values are negative, or may be logarithms, or if a cell has no counts.
     """
-    x = _matrix(adata, layer)
-    where = _where(layer)
     if (kind or kind_of_values(adata, layer)) == "others":
-        cells, genes = _first_entries(x, _is_negative) or _first_entries(x, _not_a_whole_count)
         raise InputError(
-            f"gene_likelihood='{gene_likelihood}' needs counts, but {where} has negative or "
-            f"non-integer values, in cells {name_some(adata.obs_names[cells])} and genes "
-            f"{name_some(adata.var_names[genes])}. Register the layer with raw counts (layer=), or "
-            "pass gene_likelihood='mse' or 'normal' for normalised values."
+            f"gene_likelihood='{gene_likelihood}' needs counts, but {_no_counts(adata, layer)}. "
+            "Register the layer with raw counts (layer=), or pass gene_likelihood='mse' or "
+            "'normal' for normalised values."
         )
-    empty = _sums(x) == 0
+    empty = sums_of_cells(matrix(adata, layer)) == 0
     if empty.any():
         raise InputError(
-            f"{empty.sum()} cells have no counts in {where}: {name_some(adata.obs_names[empty])}. "
-            "Leave them out: sc.pp.filter_cells(adata, min_counts=1), on the genes that are "
-            "registered."
+            f"{empty.sum()} cells have no counts in {_where(layer)}: "
+            f"{name_some(adata.obs_names[empty])}. Leave them out: "
+            "sc.pp.filter_cells(adata, min_counts=1), on the genes that are registered."
         )
 
 
@@ -188,18 +180,18 @@ def check_kind(adata: AnnData, layer: str | None, kind: ValueKind) -> None:
     InputError
         If they are not.
     """
-    found, where = kind_of_values(adata, layer), _where(layer)
+    found = kind_of_values(adata, layer)
     if (found == "others") == (kind == "others"):
         return
     if kind != "others":
         raise InputError(
-            f"The model was made for counts, which it normalises itself, and {where} has negative "
-            "or non-integer values. Give it counts as they were before they were normalised."
+            "The model was made for counts, which it normalises itself, and "
+            f"{_no_counts(adata, layer)}. Give it counts as they were before they were normalised."
         )
-    if _first_entries(_matrix(adata, layer), lambda values: values > 1) is not None:
+    if first_entries(matrix(adata, layer), lambda values: values > 1) is not None:
         raise InputError(
-            f"The model was made for values that are no counts, and {where} holds counts. Prepare "
-            "them as those that it was trained on: normalise them, take logarithms."
+            f"The model was made for values that are no counts, and {_where(layer)} holds counts. "
+            "Prepare them as those that it was trained on: normalise them, take logarithms."
         )
 
 
@@ -265,35 +257,6 @@ def warn_of_labels(adata: AnnData, labels_key: str | None, unlabeled_category: o
             )
 
 
-def are_counts(adata: AnnData, layer: str | None) -> bool:
-    """Whether registered values are counts, whole or not."""
-    return kind_of_values(adata, layer) != "others"
-
-
-def kind_of_values(adata: AnnData, layer: str | None) -> ValueKind:
-    """Counts, where no value is negative, and all are whole or some too large for a logarithm.
-
-    Those that were estimated from reads, or corrected, need not be whole.
-    """
-    x = _matrix(adata, layer)
-    if _first_entries(x, _not_a_whole_count) is None:
-        return "whole counts"
-    beyond_logarithms = _first_entries(x, lambda values: values > LARGEST_LOGARITHM) is not None
-    if beyond_logarithms and _first_entries(x, _is_negative) is None:
-        return "counts"
-    return "others"
-
-
-def begins_with_whole_counts(adata: AnnData, layer: str | None) -> bool:
-    """Whether the values of the first cells are whole counts."""
-    return _first_entries(_matrix(adata, layer)[:FIRST_ROWS], _not_a_whole_count) is None
-
-
-def median_sum(adata: AnnData, layer: str | None) -> float:
-    """Median over cells of the sum over genes."""
-    return float(np.median(_sums(_matrix(adata, layer))))
-
-
 def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:
     """Check that ``adata`` has the model's genes, in its order.
 
@@ -353,70 +316,11 @@ def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers['{layer}']"
 
 
-class _Rows:
-    """Values of an AnnCollection, which come in blocks of rows."""
-
-    def __init__(self, collection: AnnCollection, layer: str | None):
-        self.collection, self.layer = collection, layer
-        self.shape = collection.shape
-
-    def __getitem__(self, rows: slice):
-        return _matrix(self.collection[rows], self.layer)
-
-
-def _matrix(adata: AnnData, layer: str | None):
-    if type(adata) is CollectionAdapter:  # isinstance takes it for an AnnData
-        return _Rows(adata.collection, layer)
-    return adata.X if layer is None else adata.layers[layer]
-
-
-def _is_negative(values: np.ndarray) -> np.ndarray:
-    return values < 0
-
-
-def _not_a_whole_count(values: np.ndarray) -> np.ndarray:
-    return _is_negative(values) | (values % 1 != 0)
-
-
-def _blocks(x) -> Iterator[tuple[int, np.ndarray | sparse.spmatrix]]:
-    """Blocks of rows with the number of their first: backed data never comes whole to memory."""
-    in_memory = isinstance(x, np.ndarray) or sparse.issparse(x)
-    step = x.shape[0] if in_memory else ROWS_PER_BLOCK
-    for start in range(0, x.shape[0], step):
-        yield start, (x if in_memory else x[start : start + step])
-
-
-def _sums(x) -> np.ndarray:
-    """Of 64 bits, since the sum of counts of 16 is soon too large for these."""
-    blocks = (block.sum(axis=1, dtype=np.float64) for _, block in _blocks(x))
-    return np.concatenate([np.asarray(sums).ravel() for sums in blocks])
-
-
-def _first_entries(
-    x, is_bad: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rows and columns of the first bad entries, or ``None``. Zeros of sparse data are good."""
-    for start, block in _blocks(x):
-        if sparse.issparse(block):
-            block = block.tocsr() if block.format != "csc" else block
-            values, step = block.data, VALUES_PER_LOOK
-        else:
-            values = np.asarray(block)
-            step = max(1, VALUES_PER_LOOK // values.shape[1])
-        for first in range(0, len(values), step):
-            bad = is_bad(values[first : first + step])
-            if not bad.any():
-                continue
-            if sparse.issparse(block):
-                rows, columns = _of_stored(block, first + np.flatnonzero(bad))
-            else:
-                rows, columns = np.nonzero(bad)
-                rows += first
-            return start + pd.unique(rows)[:NAMED_ENTRIES], pd.unique(columns)[:NAMED_ENTRIES]
-    return None
-
-
-def _of_stored(x: sparse.spmatrix, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of some of the stored values of a CSR or CSC matrix."""
-    outer, inner = np.searchsorted(x.indptr, entries, side="right") - 1, x.indices[entries]
-    return (inner, outer) if x.format == "csc" else (outer, inner)
+def _no_counts(adata: AnnData, layer: str | None) -> str:
+    """Where values are no counts, in words."""
+    x = matrix(adata, layer)
+    cells, genes = first_entries(x, is_negative) or first_entries(x, not_a_whole_count)
+    return (
+        f"{_where(layer)} has negative or non-integer values, in cells "
+        f"{name_some(adata.obs_names[cells])} and genes {name_some(adata.var_names[genes])}"
+    )

@@ -9,6 +9,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scdisentangle import _validation
+from scdisentangle._values import are_counts
 
 
 def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) -> ad.AnnData:
@@ -29,7 +30,7 @@ def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) 
         obs=pd.DataFrame({"batch": pd.Categorical(batch)}, index=_names(adata.n_obs)),
         var=pd.DataFrame(index=_names(adata.n_vars)),
     )
-    if _validation.are_counts(adata, layer):
+    if are_counts(adata, layer):
         sc.pp.normalize_total(copy, target_sum=1e4)
         sc.pp.log1p(copy)
     return copy
