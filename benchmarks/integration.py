@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--held-out", dest="sets", action="store_const", const=HELD_OUT)
-    known = [*UNSUPERVISED, *(name for name in LABELLED if name not in UNSUPERVISED)]
+    known = UNSUPERVISED | LABELLED
     parser.add_argument("--methods", nargs="+", choices=known, help="all by default")
     parser.add_argument("--labels", type=float, nargs="*", help="shares of labels to show")
     parser.add_argument("--redo", action="store_true", help="run what has a row again")

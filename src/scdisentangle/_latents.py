@@ -51,15 +51,14 @@ class LatentMixin:
             )
         if datamodule is None:
             self._validate_anndata()
-        self.module.eval()
-        self.module.unsettle()
-        if datamodule is None:
             minibatches = self._make_data_loader(self.adata, self._cells_to_align())
         else:
             minibatches = (
                 datamodule.on_after_batch_transfer(datamodule.on_before_batch_transfer(cells, 0), 0)
                 for cells in datamodule.train_dataloader()
             )
+        self.module.eval()
+        self.module.unsettle()
         codes, batches, n_cells = [], [], 0
         for tensors in minibatches:
             inputs = self.module._get_inference_input(tensors)

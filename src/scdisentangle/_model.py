@@ -187,13 +187,15 @@ class DisentangleModel(
             f"gene_likelihood: {gene_likelihood}, objective: {objective}, {weights}."
         )
         self.init_params_ = self._get_init_params(locals())
-        if (
-            self.module is not None
-        ):  # settled, whatever the data that it is loaded with are labelled
-            self.init_params_["kwargs"]["module_kwargs"] |= {
-                "n_components": self.module.encoder.n_components,
-                "axes": self.module.axes is not None,
-            }
+        if not knows_nothing:
+            self._note_settled_options()
+
+    def _note_settled_options(self) -> None:
+        """Keep what labels and batches chose for the module, for data that have others."""
+        self.init_params_["kwargs"]["module_kwargs"] |= {
+            "n_components": self.module.encoder.n_components,
+            "axes": self.module.axes is not None,
+        }
 
     def _sizes(self) -> dict:
         return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Literal
 
 import torch
@@ -32,6 +31,7 @@ from ._errors import (
     check_part,
     check_positive,
 )
+from ._freezing import FreezingMixin
 from ._input_noise import add_noise
 from ._likelihoods import (
     COUNT_LIKELIHOODS,
@@ -66,12 +66,13 @@ def check_n_components(n_components: int, encoder: str) -> None:
         )
 
 
-def _of_new_values(new: Tensor, gradient: Tensor) -> Tensor:
-    return gradient * new.to(gradient.device)
-
-
 class DisentangleModule(
-    CodesMixin, SamplingMixin, SettlingMixin, EmbeddingModuleMixin, BaseMinifiedModeModuleClass
+    CodesMixin,
+    SamplingMixin,
+    SettlingMixin,
+    FreezingMixin,
+    EmbeddingModuleMixin,
+    BaseMinifiedModeModuleClass,
 ):
     r"""Conditional autoencoder whose code is :math:`z = [z_{bio}, z_{nio}]`.
 
@@ -365,43 +366,7 @@ class DisentangleModule(
         if self.axes is not None:
             self.axes.of_reference = n_reference_batches > 0
         if n_reference_batches > 0:
-            self._freeze(**getattr(model, "frozen_", {"known": {}}))
-
-    def _freeze(
-        self, known: Mapping[str, Tensor], free: Sequence[str] = (), dropout: bool = False
-    ) -> None:
-        """Train only what belongs to new batches.
-
-        Parameters
-        ----------
-        known
-            For each parameter that has grown with them, by name, where the reference's values are.
-        free
-            Beginnings of names of parameters that are trained nonetheless.
-        dropout
-            Whether to switch dropout off.
-        """
-        self.gene_shifts.learned = True
-        for name, parameter in self.named_parameters():
-            if name.startswith(tuple(free)):
-                continue
-            parameter.requires_grad = name in known
-            if name in known:
-                parameter.register_hook(partial(_of_new_values, ~known[name]))
-        for layer in self.modules():
-            if dropout and isinstance(layer, nn.Dropout):
-                layer.p = 0.0
-
-    @property
-    def is_partly_frozen(self) -> bool:
-        """Whether some of what every model trains is not to be trained, as in query mapping."""
-        common = (p for name, p in self.named_parameters() if not name.startswith("gene_shifts."))
-        return not all(parameter.requires_grad for parameter in common)
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether nothing is to be trained, as in a query whose batches are all known."""
-        return not any(parameter.requires_grad for parameter in self.parameters())
+            self.freeze(**getattr(model, "frozen_", {"known": {}}))
 
     @property
     def nio_of_batch(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy, deepcopy
 from pathlib import Path
 
 import torch
@@ -77,15 +76,9 @@ class QueryMappingMixin(ArchesMixin):
                 "a trained model, or the folder that it was saved in."
             )
         reference = reference_model.module
-        # Left to the query, its labels or the version of the file would choose anew.
-        settled = copy(reference_model)
-        settled.init_params_ = deepcopy(reference_model.init_params_)
-        settled.init_params_["kwargs"]["module_kwargs"] |= {
-            "n_components": reference.encoder.n_components,
-            "axes": reference.axes is not None,
-        }
+        reference_model._note_settled_options()  # which a file of an earlier version lacks
         model = super().load_query_data(
-            adata, settled, unfrozen=True, **{"transfer_batch": True, **kwargs}
+            adata, reference_model, unfrozen=True, **{"transfer_batch": True, **kwargs}
         )
         model.to_device(model.module.gene_shifts.shifts.device)  # where embeddings may not be
         known = _grow(reference, model.module)

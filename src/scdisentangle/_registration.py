@@ -281,18 +281,14 @@ class RegistrationMixin:
             _validation.check_keys(measured, layer, {})
             genes = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
             _validation.check_genes(measured, genes)
-            if self._looks_of_another_kind(measured, layer):
+            likelihood = self.module.gene_likelihood
+            of_counts = likelihood in COUNT_LIKELIHOODS or self.value_kind_ != "others"
+            if _values.begins_with_whole_counts(measured, layer) != of_counts:
                 self._check_kind(measured, layer)
         except InputError as error:
             raise type(error)(
                 f"The data have changed since they were registered. {error}"
             ) from error
-
-    def _looks_of_another_kind(self, measured: AnnData, layer: str | None) -> bool:
-        if _get_adata_minify_type(measured) is not None:
-            return False
-        of_counts = self.module.gene_likelihood in COUNT_LIKELIHOODS or self.value_kind_ != "others"
-        return _values.begins_with_whole_counts(measured, layer) != of_counts
 
     def _check_kind(self, measured: AnnData, layer: str | None) -> None:
         """Check that values are counts if, and only if, those that the model was made for were."""

@@ -5,12 +5,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scdisentangle._errors import (
-    InputError,
-    check_count,
-    check_not_negative,
-    check_positive,
-)
+from scdisentangle._errors import InputError, check_count, check_not_negative, check_positive
 
 _DISPERSION = 2.0
 _COMPOSITION_CONCENTRATION = 3.0

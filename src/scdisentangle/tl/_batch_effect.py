@@ -71,9 +71,9 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     batches = [state["categorical_mapping"][number] for number in present]
     cells = np.sort(np.random.default_rng(seed).permutation(adata.n_obs)[:max_cells])
     counts = model.module.gene_likelihood in COUNT_LIKELIHOODS
+    device = model.module.gene_shifts.shifts.device
     means = {}
     for batch in batches:
-        device = model.module.gene_shifts.shifts.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)  # the same draw of a variational code for each batch
             values = model.get_normalized_expression(
