@@ -102,9 +102,8 @@ def latents(
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     size = size or float(np.clip(18_000 / adata.n_obs, 1.0, 30.0))
     for column, (key, title) in enumerate(titles.items()):
-        stored = adata.obsm.get(f"{key}_umap")
-        layout = stored
-        if stored is None:
+        layout = adata.obsm.get(f"{key}_umap")
+        if layout is None:
             layout = umap_coordinates(finite_codes(adata, key), seed=seed)
         across, up = _axis_names(np.asarray(adata.obsm[key]))
         for row, name in enumerate(colors):
