@@ -453,3 +453,11 @@ def test_expression_needs_training(adata):
     for ask in (untrained.get_normalized_expression, untrained.get_batch_representation):
         with pytest.raises(RuntimeError, match="train"):
             ask()
+
+
+def test_sizes_that_are_no_number_and_batches_that_are_none(model):
+    with pytest.raises(InputError, match="library_size=.* must be a number above zero"):
+        model.get_normalized_expression(library_size=np.ones(len(model.adata)))
+    for call in (model.get_normalized_expression, model.posterior_predictive_sample):
+        with pytest.raises(InputError, match=r"transform_batch=\[\] names no batch"):
+            call(transform_batch=[])

@@ -1,5 +1,7 @@
 """Bad input: the error names the culprit and the way out, and nothing is lost."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -171,6 +173,23 @@ def test_one_batch_is_allowed_with_a_warning():
         model = fitted(adata)
     assert np.isfinite(model.get_latent_representation()).all()
     assert (model.predict_batch() == "b0").all()
+
+
+def test_counts_that_are_not_the_registered_values_are_pointed_at():
+    adata = make()
+    adata.layers["counts"], adata.layers["mask"] = adata.X.copy(), adata.X > 0
+    adata.X = np.log1p(adata.X)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    with pytest.warns(
+        UserWarning, match=r"adata.X holds no counts.*layers\['counts'\] does"
+    ) as told:
+        DisentangleModel(adata)
+    assert len([w for w in told if "holds no counts" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DisentangleModel(adata, gene_likelihood="mse")  # asked for
+        DisentangleModel.setup_anndata(adata, batch_key="batch", layer="counts")
+        DisentangleModel(adata)
 
 
 def test_a_batch_of_one_cell_is_allowed_with_a_warning():
@@ -447,3 +466,11 @@ def test_options_of_training_out_of_their_range(options):
     option = list(options)[-1]
     with pytest.raises(InputError, match=f"{option}=.* must be"):
         DisentangleModel(adata, n_hidden=8).train(**options)
+
+
+def test_a_plateau_of_validation_needs_cells_that_validate():
+    adata = make()
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=8)
+    with pytest.raises(InputError, match="reduce_lr_on_plateau=True watches.*train_size=0.9"):
+        model.train(1, train_size=1.0, plan_kwargs={"reduce_lr_on_plateau": True})

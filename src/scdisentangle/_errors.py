@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from numbers import Integral, Real
@@ -82,4 +83,4 @@ def _check(holds: Callable[[Real], bool], what: str, options: Mapping[str, objec
     for option, value in options.items():
         is_number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
         if not is_number or not holds(value):
-            raise InputError(f"{option}={value!r} must be {what}.")
+            raise InputError(f"{option}={reprlib.repr(value)} must be {what}.")

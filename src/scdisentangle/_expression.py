@@ -71,9 +71,11 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         )
         kwargs = dict(asked.arguments)
         kwargs |= kwargs.pop("importance_weighting_kwargs", {})
-        if (library_size := kwargs.get("library_size", 1)) not in (1, "latent"):
+        library_size = kwargs.get("library_size", 1)
+        if not (isinstance(library_size, str) and library_size == "latent"):
             check_positive(library_size=library_size)
-            self._require_likelihood("library_size=", COUNT_LIKELIHOODS)
+            if library_size != 1:
+                self._require_likelihood("library_size=", COUNT_LIKELIHOODS)
         self._check_gene_list(kwargs.get("gene_list"))
         if kwargs.get("n_samples_overall") is not None:
             kwargs["return_numpy"] = True  # scvi-tools would name the draws after the cells
@@ -309,6 +311,11 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
     def _batches(self, transform_batch) -> Sequence | None:
         if isinstance(transform_batch, str) and transform_batch == "all":
             return list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+        if np.ndim(transform_batch) and len(transform_batch) == 0:
+            raise InputError(
+                "transform_batch=[] names no batch. Name some, or take 'all', or None for each "
+                "cell's own."
+            )
         return transform_batch
 
     def _require_likelihood(self, what: str, likelihoods: Sequence[str]) -> None:

@@ -154,7 +154,10 @@ class DisentangleModel(
             kind = _values.kind_of_values(values, layer)
             module_kwargs.setdefault("log_normalize", kind != "others")
             self.value_kind_ = kind
-        gene_likelihood = gene_likelihood or self._default_likelihood(module_kwargs, kind)
+        if gene_likelihood is None:
+            gene_likelihood = self._default_likelihood(module_kwargs, kind)
+            if kind == "others":
+                _validation.warn_of_counts_elsewhere(values, layer)
         if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
             _validation.check_counts(values, layer, gene_likelihood, kind)
         if values is not None and (

@@ -10,10 +10,12 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scvi import settings
+from scvi.dataloaders import CollectionAdapter
 
 from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 from ._values import (
     ValueKind,
+    begins_with_whole_counts,
     first_entries,
     is_negative,
     kind_of_values,
@@ -254,6 +256,22 @@ def warn_of_labels(adata: AnnData, labels_key: str | None, unlabeled_category: o
                 f"adata.obs['{labels_key}'] has no {unlabeled_category!r} "
                 f"(unlabeled_category), and {label!r} is taken for a cell type. If it means that "
                 f"the label is not known, pass unlabeled_category={label!r}."
+            )
+
+
+def warn_of_counts_elsewhere(adata: AnnData, layer: str | None) -> None:
+    """Warn where the registered values are no counts, but those of a layer, or of ``.X``, are."""
+    if type(adata) is CollectionAdapter:  # whose layers are looked at part by part only
+        return
+    for other in {None, *adata.layers} - {layer}:
+        values = matrix(adata, other)
+        if values is None or not np.issubdtype(values.dtype, np.number):
+            continue
+        if begins_with_whole_counts(adata, other):
+            _warn(
+                f"{_where(layer)} holds no counts, and is taken as already normalised, but "
+                f"{_where(other)} does. If they are the cells' raw counts, register these: "
+                f"layer={other!r} in setup_anndata."
             )
 
 
