@@ -267,6 +267,20 @@ def test_an_unknown_objective_is_refused_before_the_file_is_read(
     assert f"--objective={named} is not an option" in error_of(capsys)
 
 
+def test_an_objective_has_one_weight(source, tmp_path, capsys):
+    assert run(source, tmp_path / "out", "--objective", "hsic=0.5", "hsic=0.2") == 2
+    assert "names hsic more than once" in error_of(capsys)
+
+
+def test_what_is_no_fault_of_the_input_keeps_its_traceback(source, tmp_path, monkeypatch):
+    def broken(arguments):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("scdisentangle._cli.integrate", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        run(source, tmp_path / "out")
+
+
 def test_values_that_are_not_finite(adata, tmp_path, capsys):
     broken = adata.copy()
     broken.X.data[0] = np.nan
@@ -313,6 +327,7 @@ def test_input_needs_a_batch_key(source, tmp_path, capsys):
         (["integrate", "-o", "x", "--max-epochs", "ten"], "a whole number above zero, got ten"),
         (["integrate", "-o", "x", "--n-top-genes", "many"], "whole number above zero, got many"),
         (["integrate", "-o", "x", "--objective", "hsic=heavy"], "such as hsic=0.5"),
+        (["integrate", "-o", "x", "--objective", "hsic", "a.h5ad"], "name INPUT before --objective"),
         (["integrate", "-o", "x", "--seed", "-1"], "--seed: must be a whole number from 0"),
     ],
 )

@@ -12,9 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-EXPECTED_FAILURES = (ValueError, KeyError, OSError, ArithmeticError)
-"""What bad input raises: :class:`scdisentangle.InputError` is a ``ValueError``, and
-:class:`scdisentangle.NonFiniteError` an ``ArithmeticError``."""
+from ._errors import InputError, NonFiniteError, check_choice
+from ._integrate import integrate
+from ._output import check_free
+from .objectives import OBJECTIVES
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,11 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         _check(arguments)
-        from ._integrate import integrate
-
         with _sigterm_cleans_up():
             integrate(arguments)
-    except EXPECTED_FAILURES as error:
+    except (InputError, NonFiniteError, OSError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
         return 2
@@ -115,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=_objective,
         metavar="NAME[=WEIGHT]",
-        help="what keeps the codes apart, or 'none' (default: the model's)",
+        help="what keeps the codes apart (default: the model's): none, or some of "
+        f"{', '.join(OBJECTIVES)}",
     )
     integrate.add_argument("--seed", type=_seed, default=0, help="seed of training (default: 0)")
     return parser
@@ -134,6 +134,8 @@ def _seed(text: str) -> int:
 
 
 def _objective(text: str) -> tuple[str, float]:
+    if text.endswith(".h5ad"):
+        raise argparse.ArgumentTypeError(f"{text} is no objective: name INPUT before --objective")
     name, _, weight = text.partition("=")
     try:
         return name, float(weight or 1.0)
@@ -144,9 +146,7 @@ def _objective(text: str) -> tuple[str, float]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused before anything heavy is imported or read."""
-    from ._output import check_free
-
+    """Refuse what can be refused before anything is read."""
     check_free(arguments.out, overwrite=arguments.overwrite)
     if arguments.input is None:
         arguments.batch_key = arguments.batch_key or "batch"
@@ -155,13 +155,11 @@ def _check(arguments: argparse.Namespace) -> None:
     elif not arguments.input.is_file():
         raise FileNotFoundError(f"there is no file {arguments.input}")
     elif arguments.batch_key is None:
-        raise ValueError(
+        raise InputError(
             "--batch-key is needed with INPUT: name the column of obs with the batches"
         )
-    if arguments.objective is not None:
-        from ._errors import check_choice
-        from .objectives import OBJECTIVES
-
-        alone = len(arguments.objective) == 1
-        for name, _ in arguments.objective:
-            check_choice("--objective", name, [*OBJECTIVES, *(["none"] if alone else [])])
+    named = [name for name, _ in arguments.objective or []]
+    for name in named:
+        check_choice("--objective", name, [*OBJECTIVES, *(["none"] if len(named) == 1 else [])])
+        if named.count(name) > 1:
+            raise InputError(f"--objective names {name} more than once: give it one weight")

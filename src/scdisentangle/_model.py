@@ -79,7 +79,8 @@ class DisentangleModel(
     n_latent
         ``n_latent_bio`` by the name that it has in scvi-tools' models.
     n_hidden
-        Units of each hidden layer.
+        Units of each hidden layer of the encoder of ``z_bio`` and of the decoder; the encoder of
+        ``z_nio`` has ``n_hidden_nio``.
     n_layers
         Hidden layers of each encoder. The decoder has one.
     dropout_rate
@@ -94,8 +95,8 @@ class DisentangleModel(
         weights or options, or ``None``; see :data:`~scdisentangle.objectives.OBJECTIVES`.
     **module_kwargs
         Further options of :class:`~scdisentangle.DisentangleModule`: ``n_components``,
-        ``input_dropout``, ``nio_noise_factor``, ``dispersion``, ``encoder``, ``nio_flow``,
-        ``batch_in_decoder``, ``batch_representation``, ``encode_covariates``, ``lambda_cls``,
+        ``n_hidden_nio``, ``input_dropout``, ``nio_noise_factor``, ``dispersion``, ``encoder``,
+        ``nio_flow``, ``batch_in_decoder``, ``batch_representation``, ``encode_covariates``, ``lambda_cls``,
         ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``spherical``, ``axes``,
         ``alignment``, ``class_balanced``, …
 

@@ -104,7 +104,8 @@ class DisentangleModule(
         ``None`` is 200, and 0 with a shared encoder, which must see the batch, with labels,
         which say more than matched cells do, or with one batch, which has none to match.
     n_hidden
-        Units of each hidden layer.
+        Units of each hidden layer of the encoder of ``z_bio``, or of a shared one, and of the
+        decoder.
     n_hidden_nio
         Units of each hidden layer of a separate encoder of ``z_nio``. To tell batches it needs few.
     n_layers

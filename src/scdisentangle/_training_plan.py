@@ -41,7 +41,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
 
     What is in force at each epoch is in the history as ``noise_level``, ``learning_rate`` (what its
     warm-up leads to), ``reconstruction_weight``, ``classification_weight`` and
-    ``disentanglement_weight``.
+    ``disentanglement_weight``, the last two with their lambda.
 
     Parameters
     ----------

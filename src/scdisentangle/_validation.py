@@ -288,8 +288,12 @@ def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:
         return
     missing, unknown = expected.difference(found), found.difference(expected)
     if len(missing):
-        problem = f"lacks {len(missing)} of the model's genes: {name_some(missing)}"
-    elif len(unknown):
+        raise InputError(
+            f"adata lacks {len(missing)} of the model's genes: {name_some(missing)}. "
+            "DisentangleModel.prepare_query_anndata(adata, model) orders genes as in training, and "
+            "fills missing ones with 0."
+        )
+    if len(unknown):
         problem = f"has {len(unknown)} genes that the model does not know: {name_some(unknown)}"
     else:
         problem = "has the model's genes in another order"
@@ -311,7 +315,9 @@ def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:
     unseen = [value for value in adata.obs[key].unique() if value not in known]
     if not unseen:
         return
-    way_out = "Leave these cells out, or train a model on all of them."
+    way_out = (
+        "Map these cells onto the model (load_query_data), leave them out, or train a model on all."
+    )
     if all(str(value) in map(str, known) for value in unseen):
         found, needed = type(unseen[0]).__name__, type(known[0]).__name__
         way_out = f"They are of type {found} here and were of type {needed}: make them that."

@@ -174,7 +174,7 @@ class Contrastive(Objective):
     batch, and with labels those of another label. They share the batch with the anchor, so that the
     batch is no help to tell them from the positive; and where that is a counterfactual, whatever
     z_bio says of the batch sets it back, and drains. No unlike cells are compared: a type that one
-    batch alone has meets nobody.
+    batch alone has is pulled to nobody.
 
     With labels, an unlabelled cell takes the one of the labelled cells around it in the minibatch
     where these agree, :func:`labels_around`.

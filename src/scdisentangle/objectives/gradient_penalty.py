@@ -91,9 +91,9 @@ class GradientPenalty(Objective):
     deviation in the minibatch, so that a code cannot lower the penalty by its scale.
 
     A weak rival: where z_nio tells the batch, the joint classifier hardly needs z_bio, so that a
-    low first term does not mean that z_bio is free of the batch. For that take ``"hsic"``,
-    ``"mutual_information"`` or ``"local_batch_mmd"``. The second term has no use where the decoder
-    does not read z_nio, and it is a sum over genes: its weight goes down as their number goes up.
+    low first term does not mean that z_bio is free of the batch. For that take
+    ``"contrastive"``. The second term has no use where the decoder does not read z_nio, and it is a
+    sum over genes: its weight goes down as their number goes up.
 
     Parameters
     ----------
