@@ -327,7 +327,10 @@ def test_input_needs_a_batch_key(source, tmp_path, capsys):
         (["integrate", "-o", "x", "--max-epochs", "ten"], "a whole number above zero, got ten"),
         (["integrate", "-o", "x", "--n-top-genes", "many"], "whole number above zero, got many"),
         (["integrate", "-o", "x", "--objective", "hsic=heavy"], "such as hsic=0.5"),
-        (["integrate", "-o", "x", "--objective", "hsic", "a.h5ad"], "name INPUT before --objective"),
+        (
+            ["integrate", "-o", "x", "--objective", "hsic", "a.h5ad"],
+            "name INPUT before --objective",
+        ),
         (["integrate", "-o", "x", "--seed", "-1"], "--seed: must be a whole number from 0"),
     ],
 )

@@ -455,6 +455,15 @@ def test_expression_needs_training(adata):
             ask()
 
 
+def test_cells_without_a_group_are_compared_with_none(model):
+    adata = model.adata
+    adata.obs["partly"] = adata.obs["celltype"].astype(str).where(np.arange(adata.n_obs) % 5 > 0)
+    table = model.differential_expression(groupby="partly", group1="type_0", silent=True)
+    assert set(table["comparison"]) == {"type_0 vs Rest"}
+    with pytest.raises(InputError, match="no cells of group 'nan'"):
+        model.differential_expression(groupby="partly", group1="nan")
+
+
 def test_sizes_that_are_no_number_and_batches_that_are_none(model):
     with pytest.raises(InputError, match="library_size=.* must be a number above zero"):
         model.get_normalized_expression(library_size=np.ones(len(model.adata)))

@@ -10,7 +10,7 @@ from scdisentangle import _schedules
 
 @pytest.mark.parametrize(("progress", "level"), [(0, 0.1), (0.25, 0.08), (0.5, 0.06), (1, 0.02)])
 def test_linear_noise_falls_from_a_tenth_to_a_fiftieth(progress, level):
-    assert _schedules.noise_level(progress) == pytest.approx(level)
+    assert _schedules.noise_level(progress, 0.1, 0.02) == pytest.approx(level)
 
 
 @pytest.mark.parametrize(

@@ -474,3 +474,11 @@ def test_a_plateau_of_validation_needs_cells_that_validate():
     model = DisentangleModel(adata, n_hidden=8)
     with pytest.raises(InputError, match="reduce_lr_on_plateau=True watches.*train_size=0.9"):
         model.train(1, train_size=1.0, plan_kwargs={"reduce_lr_on_plateau": True})
+
+
+def test_one_name_for_the_dimensions_of_z_bio():
+    adata = make()
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    assert DisentangleModel(adata, n_latent=7).module.encoder.bio_head.mean.out_features == 7
+    with pytest.raises(InputError, match="n_latent=7 is another name of n_latent_bio=5"):
+        DisentangleModel(adata, n_latent_bio=5, n_latent=7)

@@ -13,7 +13,12 @@ def aside(path: Path, purpose: str = "partial") -> Path:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or a folder and all in it, written to disk: a rename is no promise of that."""
+    """Have a file, or a folder and all in it, written to disk: a rename is no promise of that.
+
+    Windows, which opens no folder and flushes no file that is open for reading, does so by itself.
+    """
+    if os.name == "nt":
+        return
     for entry in [*(path.rglob("*") if path.is_dir() else []), path]:
         descriptor = os.open(entry, os.O_RDONLY)
         try:

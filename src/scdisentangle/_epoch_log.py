@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class EpochLogMixin(LightningModule):
     _n_cells: int = 1
     """Cells in the minibatch of this step, which its values are weighed by."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._kept: defaultdict[str, dict[str, tuple]] = defaultdict(dict)
+
     def log(self, name: str, value: Any, **options) -> None:
         """Keep a value of a step until the epoch ends; log any other, and metrics, which add up."""
         at_once = self.on_step or self._current_fx_name not in STEPS
@@ -34,8 +39,7 @@ class EpochLogMixin(LightningModule):
             return
         options |= {"on_step": False, "on_epoch": True}
         size = options.pop("batch_size", None) or self._n_cells
-        kept = self.__dict__.setdefault("_kept", {}).setdefault(self._current_fx_name, {})
-        _, values = kept.setdefault(name, (options, []))
+        _, values = self._kept[self._current_fx_name].setdefault(name, (options, []))
         value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
         values.append((value.detach(), size))
         if len(values) == STEPS_KEPT:
@@ -43,7 +47,7 @@ class EpochLogMixin(LightningModule):
 
     def _log_means(self, step: str) -> None:
         """Log the means over an epoch's steps, each weighed by its cells."""
-        for name, (options, values) in self.__dict__.get("_kept", {}).pop(step, {}).items():
+        for name, (options, values) in self._kept.pop(step, {}).items():
             mean, size = _mean(values)
             super().log(name, mean, batch_size=size, **options)
 

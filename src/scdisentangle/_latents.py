@@ -30,8 +30,8 @@ class LatentMixin:
 
         Then the axes along which cells differ most are made longer. :meth:`train` ends with it.
         Call it for weights from a checkpoint that was written in training. A model with
-        ``alignment=False`` has no shifts; one with labels or ``spherical=False`` has no such axes by
-        default.
+        ``alignment=False`` has no shifts; one with labels or ``spherical=False`` has by default no
+        such axes.
 
         Parameters
         ----------

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 
 from . import _validation, _values
-from ._errors import check_options
+from ._errors import InputError, check_options
 from ._expression import ExpressionMixin
 from ._labels import LabelMixin
 from ._latents import LatentMixin
@@ -48,6 +48,7 @@ SETTLED = {
     ),
 }
 """Options of scVI that the method leaves no choice in: their value here, and why."""
+N_LATENT_BIO = 30
 NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}
 """Registry of a model that learns of its data as it is trained."""
 
@@ -77,7 +78,7 @@ class DisentangleModel(
     n_latent_nio
         Dimensions of ``z_nio``.
     n_latent
-        ``n_latent_bio`` by the name that it has in scvi-tools' models.
+        ``n_latent_bio`` by the name that it has in scvi-tools' models; give one of the two.
     n_hidden
         Units of each hidden layer of the encoder of ``z_bio`` and of the decoder; the encoder of
         ``z_nio`` has ``n_hidden_nio``.
@@ -96,9 +97,9 @@ class DisentangleModel(
     **module_kwargs
         Further options of :class:`~scdisentangle.DisentangleModule`: ``n_components``,
         ``n_hidden_nio``, ``input_dropout``, ``nio_noise_factor``, ``dispersion``, ``encoder``,
-        ``nio_flow``, ``batch_in_decoder``, ``batch_representation``, ``encode_covariates``, ``lambda_cls``,
-        ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``spherical``, ``axes``,
-        ``alignment``, ``class_balanced``, …
+        ``nio_flow``, ``batch_in_decoder``, ``batch_representation``, ``encode_covariates``,
+        ``lambda_cls``, ``lambda_dis``, ``kl_weight_bio``, ``kl_weight_nio``, ``spherical``,
+        ``axes``, ``alignment``, ``class_balanced``, …
 
     Raises
     ------
@@ -124,7 +125,7 @@ class DisentangleModel(
         adata: AnnData | None = None,
         registry: dict | None = None,
         *,
-        n_latent_bio: int = 30,
+        n_latent_bio: int = N_LATENT_BIO,
         n_latent_nio: int = 8,
         n_latent: int | None = None,
         n_hidden: int = 128,
@@ -134,6 +135,10 @@ class DisentangleModel(
         objective: ObjectiveSpec = "contrastive",
         **module_kwargs,
     ):
+        if n_latent is not None and n_latent_bio not in (N_LATENT_BIO, n_latent):
+            raise InputError(
+                f"n_latent={n_latent} is another name of n_latent_bio={n_latent_bio}: give one."
+            )
         n_latent_bio = n_latent_bio if n_latent is None else n_latent
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
@@ -147,23 +152,19 @@ class DisentangleModel(
         super().__init__(adata, NOTHING_REGISTERED if knows_nothing else registry)
         self._module_init_on_train = knows_nothing
         setup_args = self.registry_["setup_args"]
-        values, layer = None, None
+        values, layer, kind = None, None, None
         if adata is not None and self.minified_data_type is None:
             values, layer = measurements(adata, setup_args)
-        kind = None
-        if values is not None:
-            kind = _values.kind_of_values(values, layer)
+            kind = self.value_kind_ = _values.kind_of_values(values, layer)
             module_kwargs.setdefault("log_normalize", kind != "others")
-            self.value_kind_ = kind
         if gene_likelihood is None:
             gene_likelihood = self._default_likelihood(module_kwargs, kind)
             if kind == "others":
                 _validation.warn_of_counts_elsewhere(values, layer)
-        if values is not None and gene_likelihood in COUNT_LIKELIHOODS:
+        of_counts = gene_likelihood in COUNT_LIKELIHOODS
+        if values is not None and of_counts:
             _validation.check_counts(values, layer, gene_likelihood, kind)
-        if values is not None and (
-            gene_likelihood in COUNT_LIKELIHOODS or module_kwargs["log_normalize"]
-        ):
+        if values is not None and (of_counts or module_kwargs["log_normalize"]):
             module_kwargs = {**self._median_sizes(values, layer), **module_kwargs}
         self._module_kwargs = {
             "n_latent_bio": n_latent_bio,

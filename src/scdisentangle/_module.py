@@ -17,7 +17,6 @@ from scvi.module.base import (
 )
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
-from torch.nn.functional import one_hot
 
 from ._alignment import Alignment
 from ._axes import Axes
@@ -604,9 +603,7 @@ class DisentangleModule(
             mean, scale = torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale)
             pairs["bio"] = q_bio, Normal(mean, scale, validate_args=False)
         if (q_nio := inference_outputs["q_nio"]) is not None:
-            of_cell = one_hot(batch, self.n_batch).to(self.prior_nio_mean.dtype)
-            mean = of_cell @ self.prior_nio_mean
-            scale = (of_cell @ self.prior_nio_log_scale).exp()
+            mean, scale = self.prior_nio_mean[batch], self.prior_nio_log_scale[batch].exp()
             pairs["nio"] = q_nio, Normal(mean, scale, validate_args=False)
         return pairs
 

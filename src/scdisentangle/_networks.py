@@ -1,4 +1,4 @@
-"""Encoders and decoder. The batch classifier is :class:`scvi.module.Classifier`."""
+"""Encoders, decoder, and what batches have in both; the classifier is scvi-tools'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from scvi.nn import FCLayers
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from ._products import Linear
 from ._relevant_components import RelevantComponents
 
 SHORTCUT = 0.25
@@ -31,11 +30,6 @@ class AddedLater(nn.Module):
 
 class Layers(FCLayers):
     """Those of scvi-tools, which copy their input to put no covariates beside it."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        for layer in self.fc_layers:
-            layer[0] = Linear.of(layer[0])
 
     def forward(self, x: Tensor, *cat_list: Tensor, cont: Tensor | None = None) -> Tensor:
         """Hidden units of each cell, ``(n_cells, n_hidden)``."""
@@ -354,9 +348,9 @@ class Decoder(nn.Module):
             use_layer_norm=True,
             **layers,
         )
-        self.output = Linear(n_hidden, n_output)
-        self.zi_logits = Linear(n_hidden, n_output) if zero_inflated else None
-        self.log_dispersion = Linear(n_hidden, n_output) if dispersed else None
+        self.output = nn.Linear(n_hidden, n_output)
+        self.zi_logits = nn.Linear(n_hidden, n_output) if zero_inflated else None
+        self.log_dispersion = nn.Linear(n_hidden, n_output) if dispersed else None
 
     def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None):
         """Outputs of shape ``(n_cells, n_genes)``; those after the first may be ``None``."""

@@ -72,9 +72,9 @@ class RegistrationMixin:
         layer
             Layer with the values. ``None`` is ``.X``.
         labels_key
-            Column of ``.obs`` with cell types. By default the encoder of ``z_bio`` then sees genes in
-            place of components, the contrast draws cells of one type together, axes stay as they
-            are, and :meth:`predict` knows the types.
+            Column of ``.obs`` with cell types. By default the encoder of ``z_bio`` then sees genes
+            in place of components, the contrast draws cells of one type together, axes stay as
+            they are, and :meth:`predict` knows the types.
         size_factor_key
             Column of ``.obs`` with size factors, in place of each cell's sum over genes.
         categorical_covariate_keys, continuous_covariate_keys

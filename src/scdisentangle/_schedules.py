@@ -14,10 +14,7 @@ LearningRateSchedule = Literal["cosine", "constant"]
 
 
 def noise_level(
-    progress: float,
-    start: float = 0.1,
-    end: float = 0.02,
-    schedule: NoiseSchedule = "linear",
+    progress: float, start: float, end: float, schedule: NoiseSchedule = "linear"
 ) -> float:
     r"""Standard deviation of the Gaussian noise that is added to the normalised input.
 

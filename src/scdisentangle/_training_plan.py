@@ -232,7 +232,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             buffer.copy_(self.trainer.strategy.broadcast(buffer.cpu()))
 
     def on_train_epoch_end(self) -> None:
-        """Keep the weights of this epoch, if they are finite."""
+        """Stop if a term or a weight is not finite."""
         super().on_train_epoch_end()
         self._guard.end_epoch()
 

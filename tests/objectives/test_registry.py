@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -158,6 +159,11 @@ def test_estimators_add_up(make_codes):
 def test_errors_name_the_culprit_and_the_way_out(spec, message):
     with pytest.raises(InputError, match=message):
         build_objectives(spec, **SIZES)
+
+
+def test_weights_may_be_numbers_of_numpy():
+    loss = build_objectives({"hsic": np.int64(2), "cka": np.float32(0.5)}, **SIZES)
+    assert loss.weights == {"hsic": 2.0, "cka": 0.5}
 
 
 def test_a_weight_of_zero_is_a_weight():

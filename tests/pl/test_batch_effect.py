@@ -25,5 +25,5 @@ def test_each_gene_stands_at_the_batch_that_moves_it_most(effect, tmp_path):
 def test_axes_and_errors(effect):
     _, given = plt.subplots()
     assert pl.batch_effect(effect, ax=given, show=False) is given
-    with pytest.raises(InputError, match="n_genes must be at least 1"):
+    with pytest.raises(InputError, match="n_genes=0 must be a number above zero"):
         pl.batch_effect(effect, n_genes=0, show=False)

@@ -87,7 +87,8 @@ def test_odd_batches_and_names(adata):
     [
         ({"batch_key": "bach"}, "'bach'.*Did you mean 'batch'"),
         ({"layer": "raw"}, "'raw'.*counts"),
-        ({"n_top_genes": 0}, "n_top_genes must be at least 1"),
+        ({"n_top_genes": 0}, "n_top_genes=0 must be a number above zero"),
+        ({"n_top_genes": 2.5}, "n_top_genes=2.5 must be a whole number"),
     ],
 )
 def test_bad_arguments(adata, arguments, message):

@@ -130,7 +130,7 @@ def simulated(
     depth = np.exp(strength * _DEPTH_SD * rng.normal(size=n_batches))
     dispersion = rng.gamma(10.0, _DISPERSION / 10.0, n_genes)
 
-    composition = _composition(rng, n_batches, n_types, balanced, private_type)
+    composition = composition_of_batches(rng, n_batches, n_types, balanced, private_type)
     batch, celltype = _assign(rng, n_cells, composition)
     gradient = np.where(celltype == 0, rng.uniform(size=n_cells), 0.0)
     capture = rng.lognormal(-(_CAPTURE_SD**2) / 2, _CAPTURE_SD, n_cells)
@@ -207,7 +207,7 @@ def _markers(
     return marker_of, fold_change, gradient_change
 
 
-def _composition(
+def composition_of_batches(
     rng: np.random.Generator, n_batches: int, n_types: int, balanced: bool, private_type: bool
 ) -> np.ndarray:
     """Shares of the types in each batch; rows sum to 1."""

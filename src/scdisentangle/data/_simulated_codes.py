@@ -9,6 +9,8 @@ from scipy.stats import norm, ortho_group
 
 from scdisentangle._errors import InputError, check_choice, check_count, check_share
 
+from ._simulated import composition_of_batches
+
 _APART = 6.0
 """Distance of centres that no probe takes for one another, in standard deviations of the noise."""
 _MECHANISMS = ("share", "shift", "parity")
@@ -99,7 +101,12 @@ def simulated_codes(
         raise InputError("simulated_codes needs at least two batches and two types.")
 
     rng = np.random.default_rng(seed)
-    shares = _shares(rng, n_batches, n_types, composition)
+    if composition == "confounded":
+        shares = (np.arange(n_types) % n_batches == np.arange(n_batches)[:, None]).astype(float)
+        shares /= shares.sum(axis=1, keepdims=True)
+    else:
+        balanced, private_type = composition == "balanced", composition == "private"
+        shares = composition_of_batches(rng, n_batches, n_types, balanced, private_type)
     pairs = rng.choice(shares.size, size=n_cells, p=(shares / shares.sum()).ravel())
     batch, celltype = np.divmod(pairs, n_types)
     leaks = np.where(celltype < (n_types if n_leaking is None else n_leaking), leak, 0.0)
@@ -131,18 +138,6 @@ def simulated_codes(
             }.items()
         },
     )
-
-
-def _shares(rng: np.random.Generator, n_batches: int, n_types: int, composition: str) -> np.ndarray:
-    """Shares of the types in each batch; rows sum to 1."""
-    shares = np.ones((n_batches, n_types))
-    if composition in ("unequal", "private"):
-        shares = rng.dirichlet(np.full(n_types, 3.0), n_batches)
-    if composition == "private":
-        shares[:-1, -1] = 0.0
-    if composition == "confounded":
-        shares = (np.arange(n_types) % n_batches == np.arange(n_batches)[:, None]).astype(float)
-    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def _clouds(number: np.ndarray, n: int) -> np.ndarray:

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from scdisentangle._errors import InputError, check_options, did_you_mean
+from scdisentangle._errors import InputError, check_not_negative, check_options, did_you_mean
 
 from ._base import Codes, Objective
 from .adversary import BatchAdversary
@@ -105,7 +104,9 @@ def build_objectives(
         if name not in OBJECTIVES:
             raise InputError(f"Unknown objective {name!r}. {did_you_mean(str(name), OBJECTIVES)}")
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
-        weights[name] = _weight(name, options.pop("weight", 1.0))
+        weight = options.pop("weight", 1.0)
+        check_not_negative(**{f"weight of the objective {name!r}": weight})
+        weights[name] = float(weight)
         known = ["weight", *_option_names(OBJECTIVES[name])]
         check_options(options, known, f"{name!r} objective")
         objectives[name] = OBJECTIVES[name](**options, **sizes)
@@ -123,16 +124,6 @@ def _as_mapping(spec: ObjectiveSpec) -> Mapping[str, Any]:
         "The objective must be None, a name, or a mapping of names to weights or options, "
         f"not {spec!r}."
     )
-
-
-def _weight(name: str, weight: Any) -> float:
-    number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not number or not math.isfinite(weight) or weight < 0:
-        raise InputError(
-            f"The weight of the objective {name!r} must be a finite number, 0 or more, "
-            f"not {weight!r}."
-        )
-    return float(weight)
 
 
 def _option_names(objective: type[Objective]) -> list[str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -158,16 +160,12 @@ class CodeHSIC(Objective):
 
     def forward(self, codes: Codes) -> Tensor:
         """HSIC of the two codes; 0 where the unbiased estimate has fewer than 4 cells."""
-        return self._dependence(codes, hsic)
+        return self._dependence(hsic, codes.z_bio, gaussian_kernel(codes.z_nio))
 
-    def _dependence(self, codes: Codes, measure) -> Tensor:
-        if self.estimator == "unbiased" and len(codes.z_bio) < 4:
-            return differentiable_zero(codes.z_bio)
-        return measure(
-            gaussian_kernel(codes.z_bio),
-            gaussian_kernel(codes.z_nio),
-            self.estimator,
-        )
+    def _dependence(self, measure: Callable[..., Tensor], z_bio: Tensor, other: Tensor) -> Tensor:
+        if self.estimator == "unbiased" and len(z_bio) < 4:
+            return differentiable_zero(z_bio)
+        return measure(gaussian_kernel(z_bio), other, self.estimator)
 
 
 class CodeCKA(CodeHSIC):
@@ -185,10 +183,10 @@ class CodeCKA(CodeHSIC):
 
     def forward(self, codes: Codes) -> Tensor:
         """CKA of the two codes; 0 where the unbiased estimate has fewer than 4 cells."""
-        return self._dependence(codes, cka)
+        return self._dependence(cka, codes.z_bio, gaussian_kernel(codes.z_nio))
 
 
-class BatchHSIC(Objective):
+class BatchHSIC(CodeHSIC):
     r"""Independence of z_bio from the batch over the whole minibatch.
 
     :math:`\mathrm{HSIC}(z_\text{bio}, b)` with a Gaussian kernel (median heuristic) on z_bio and
@@ -208,17 +206,9 @@ class BatchHSIC(Objective):
     Lopez et al. (2018), Information constraints on auto-encoding variational Bayes, NeurIPS.
     """
 
-    def __init__(self, *, estimator: str = "biased", **sizes: int) -> None:
-        super().__init__(**sizes)
-        check_choice("estimator", estimator, _ESTIMATORS)
-        self.estimator = estimator
-
     def forward(self, codes: Codes) -> Tensor:
         """HSIC of z_bio and the batch; 0 where the unbiased estimate has fewer than 4 cells."""
-        if self.estimator == "unbiased" and len(codes.z_bio) < 4:
-            return differentiable_zero(codes.z_bio)
-        same_batch = _same_batch(codes.batch, codes.z_bio)
-        return hsic(gaussian_kernel(codes.z_bio), same_batch, self.estimator)
+        return self._dependence(hsic, codes.z_bio, _same_batch(codes.batch, codes.z_bio))
 
 
 class LocalBatchHSIC(Objective):

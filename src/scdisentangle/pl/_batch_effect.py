@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from scdisentangle import tl
-from scdisentangle._errors import InputError
+from scdisentangle._errors import check_count
 
 from ._finish import finish
 
@@ -50,7 +50,7 @@ def batch_effect(
     Raises
     ------
     InputError
-        If `n_genes` is below 1.
+        If `n_genes` is no whole number above 0.
 
     Examples
     --------
@@ -61,8 +61,7 @@ def batch_effect(
     >>> model.train(max_epochs=2)
     >>> ax = sd.pl.batch_effect(model, n_genes=5, show=False)
     """
-    if n_genes < 1:
-        raise InputError(f"n_genes must be at least 1, got {n_genes}.")
+    check_count(n_genes=n_genes)
     table = effect if isinstance(effect, pd.DataFrame) else tl.batch_effect(effect)
     chosen = _moved_most(table, n_genes)
     if ax is None:

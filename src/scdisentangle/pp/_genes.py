@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 
-from scdisentangle._errors import InputError
+from scdisentangle._errors import InputError, check_count
 
 from ._threads import threads_kept
 from ._values import log_expression
@@ -42,8 +42,8 @@ def select_genes(
     Raises
     ------
     InputError
-        If the key or the layer is missing, a cell has no batch, `n_top_genes` is below 1, values
-        are not finite, or no gene varies.
+        If the key or the layer is missing, a cell has no batch, `n_top_genes` is no whole number
+        above 0, values are not finite, or no gene varies.
 
     References
     ----------
@@ -57,9 +57,7 @@ def select_genes(
     >>> scdisentangle.pp.select_genes(adata, n_top_genes=500, batch_key="batch")
     >>> adata = adata[:, adata.var["highly_variable"]].copy()
     """
-    if n_top_genes < 1:
-        raise InputError(f"n_top_genes must be at least 1, got {n_top_genes}.")
-    n_top_genes = int(n_top_genes)
+    check_count(n_top_genes=n_top_genes)
     values = log_expression(adata, layer, batch_key)
     if n_top_genes >= adata.n_vars:
         chosen = np.ones(adata.n_vars, dtype=bool)

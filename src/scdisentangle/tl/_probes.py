@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -43,18 +43,8 @@ class Probe(NamedTuple):
 
 def large_enough(target: np.ndarray, min_cells: int) -> np.ndarray:
     """Mask of the cells whose class has at least `min_cells` cells, shape `(n_cells,)`."""
-    classes, codes = np.unique(target, return_inverse=True)
-    return np.bincount(codes, minlength=len(classes))[codes] >= min_cells
-
-
-def probe(
-    code: np.ndarray, target: np.ndarray, *, seed: int = 0, max_cells: int | None = None
-) -> Probe:
-    """Predict `target` from `code` in cells that the classifiers have not seen, and score it.
-
-    Parameters are those of :func:`predict_held_out`.
-    """
-    return predict_held_out(code, target, seed=seed, max_cells=max_cells).score()
+    _, of_cell, n = np.unique(target, return_inverse=True, return_counts=True)
+    return n[of_cell] >= min_cells
 
 
 class HeldOut(NamedTuple):
@@ -82,8 +72,7 @@ class HeldOut(NamedTuple):
     def confusion(self) -> pd.DataFrame:
         """Number of cells of each true class (rows) by the class that the stronger probe named."""
         named = getattr(self, self.score().stronger)
-        n = len(self.classes)
-        counts = np.bincount(self.truth * n + named, minlength=n * n).reshape(n, n)
+        counts = confusion_matrix(self.truth, named, labels=range(len(self.classes)))
         return pd.DataFrame(counts, index=self.classes, columns=self.classes)
 
     def null(self, n_permutations: int, seed: int = 0) -> np.ndarray:
