@@ -61,7 +61,7 @@ def targets() -> dict[Path, tuple[list[str], set[str]]]:
         mirror = ROOT / "tests" / "objectives" / f"test_{path.stem.lstrip('_')}.py"
         names = [mirror.name] if mirror.exists() else []
         names += ["test_registry.py"] if mirror.name != "test_registry.py" else []
-        if path.stem in ("_base", "_kernels", "_estimators", "_neighbourhoods"):
+        if path.stem in ("_base", "_kernels", "_estimators", "_soft_clusters"):
             names += ["test_hsic.py", "test_mmd.py", "test_mutual_information.py"]
         if path.stem != "__init__":
             found[path] = ([f"tests/objectives/{name}" for name in names], set())

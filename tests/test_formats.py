@@ -87,6 +87,8 @@ def test_minified_data_give_what_the_data_gave(adata, tmp_path, options, counts)
     }
     decoded = model.get_normalized_expression(transform_batch="batch_1", n_samples=500)
     mean, variance = codes["bio"]
+    with pytest.raises(InputError, match="'X_latent_qzm' is not in adata.obsm. Put the codes"):
+        model.minify_adata()
     model.adata.obsm["X_latent_qzm"], model.adata.obsm["X_latent_qzv"] = mean, variance
     kind = "latent_posterior_parameters" + ("_with_counts" if counts else "")
     model.minify_adata(kind)

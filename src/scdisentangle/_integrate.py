@@ -20,7 +20,7 @@ from rich.console import Console
 from . import _output, data, pl, pp, tl
 from ._errors import InputError
 from ._model import DisentangleModel
-from ._report import scores_table
+from ._scores_table import scores_table
 from ._training import default_max_epochs
 from .tl._checks import check_obs
 

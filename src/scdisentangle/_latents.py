@@ -9,75 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from lightning.pytorch import LightningDataModule
 from scvi import REGISTRY_KEYS
 from scvi.data._utils import _validate_adata_dataloader_input
 
-from ._errors import InputError, check_choice
+from ._errors import check_choice
 from ._validation import positions
 
 Representation = Literal["bio", "batch", "joint"]
-CELLS_TO_ALIGN = 10_000
 CODES = {"bio": ("bio",), "batch": ("nio",), "joint": ("bio", "nio")}
 
 
 class LatentMixin:
     """From cells to codes."""
-
-    @torch.inference_mode()
-    def align(self, datamodule: LightningDataModule | None = None) -> None:
-        """Find the shifts between batches that training left in ``z_bio``, and take them out.
-
-        Then the axes along which cells differ most are made longer. :meth:`train` ends with it.
-        Call it for weights from a checkpoint that was written in training. A model with
-        ``alignment=False`` has no shifts; one with labels or ``spherical=False`` has by default no
-        such axes.
-
-        Parameters
-        ----------
-        datamodule
-            What the model was trained from, where that was no AnnData.
-
-        Raises
-        ------
-        InputError
-            If the model's data are minified, and so hold codes that are aligned already.
-        """
-        if self.module.alignment is None and self.module.axes is None:
-            return
-        if self.minified_data_type is not None:
-            raise InputError(
-                "The AnnData is minified: its codes are aligned already, and there are no counts "
-                "to encode again. Call align() before minify_adata()."
-            )
-        if datamodule is None:
-            self._validate_anndata()
-            minibatches = self._make_data_loader(self.adata, self._cells_to_align())
-        else:
-            minibatches = (
-                datamodule.on_after_batch_transfer(datamodule.on_before_batch_transfer(cells, 0), 0)
-                for cells in datamodule.train_dataloader()
-            )
-        self.module.eval()
-        self.module.unsettle()
-        codes, batches, n_cells = [], [], 0
-        for tensors in minibatches:
-            inputs = self.module._get_inference_input(tensors)
-            codes.append(self.module.inference(**inputs)["z_bio"])
-            batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).to(codes[-1].device).long())
-            n_cells += len(codes[-1])
-            if n_cells >= CELLS_TO_ALIGN:
-                break
-        z_bio, batch = (torch.cat(parts)[:CELLS_TO_ALIGN] for parts in (codes, batches))
-        if datamodule is not None:  # which may have shuffled the cells
-            order = z_bio[:, 0].argsort()
-            z_bio, batch = z_bio[order], batch[order]
-        self.module.settle(z_bio, batch)
-
-    def _cells_to_align(self) -> np.ndarray | None:
-        if self.adata.n_obs <= CELLS_TO_ALIGN:
-            return None
-        return np.sort(np.random.default_rng(0).choice(self.adata.n_obs, CELLS_TO_ALIGN, False))
 
     def _run_encoder(
         self, adata, indices, batch_size, dataloader=None, n_samples=None, **data_loader_kwargs

@@ -97,16 +97,7 @@ class RegistrationMixin:
         _validation.check_no_view(adata)
         if kwargs.get("allow_missing_labels") and labels_key not in (None, *adata.obs):
             adata.obs[labels_key] = unlabeled_category
-        _validation.check_keys(adata, layer, {})
-        cls._check_obs(adata, setup_method_args["setup_args"])
-        _validation.check_values(adata, layer)
-        if (source_registry := kwargs.get("source_registry")) is not None:
-            cls._check_against(
-                adata, source_registry, new_categories=kwargs.get("extend_categories", False)
-            )
-        else:
-            _validation.warn_of_batches(adata, batch_key)
-            _validation.warn_of_labels(adata, labels_key, unlabeled_category)
+        cls._check_data(adata, setup_method_args["setup_args"], kwargs)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
@@ -166,17 +157,7 @@ class RegistrationMixin:
         for modality in modalities.values():
             check_choice("modality", modality, mdata.mod)
         mod_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
-        setup_args = setup_method_args["setup_args"]
-        measured, _ = measurements(mdata, setup_args)
-        _validation.check_keys(measured, rna_layer, {})
-        cls._check_obs(mdata, setup_args)
-        _validation.check_values(measured, rna_layer)
-        if (source_registry := kwargs.get("source_registry")) is not None:
-            cls._check_against(mdata, source_registry, kwargs.get("extend_categories", False))
-        else:
-            _validation.warn_of_batches(description(mdata, setup_args, "batch_key"), batch_key)
-            labelled = description(mdata, setup_args, "labels_key")
-            _validation.warn_of_labels(labelled, labels_key, unlabeled_category)
+        cls._check_data(mdata, setup_method_args["setup_args"], kwargs)
         fields = [
             MuDataLayerField(
                 REGISTRY_KEYS.X_KEY,
@@ -214,6 +195,21 @@ class RegistrationMixin:
         if "source_registry" not in options:  # the others say how to follow it
             known = set(inspect.signature(getattr(cls, method)).parameters) - {"kwargs"}
             check_options(options, known, method)
+
+    @classmethod
+    def _check_data(cls, adata: AnnData | MuData, setup_args: Mapping, options: Mapping) -> None:
+        """Check data that are registered, by themselves or against those of a model."""
+        measured, layer = measurements(adata, setup_args)
+        _validation.check_keys(measured, layer, {})
+        cls._check_obs(adata, setup_args)
+        _validation.check_values(measured, layer)
+        if (source_registry := options.get("source_registry")) is not None:
+            cls._check_against(adata, source_registry, options.get("extend_categories", False))
+            return
+        batched, labelled = (description(adata, setup_args, k) for k in ("batch_key", "labels_key"))
+        _validation.warn_of_batches(batched, setup_args["batch_key"])
+        labels_key, unlabeled = setup_args["labels_key"], setup_args["unlabeled_category"]
+        _validation.warn_of_labels(labelled, labels_key, unlabeled)
 
     @staticmethod
     def _check_obs(adata: AnnData | MuData, setup_args: Mapping) -> None:
@@ -257,12 +253,8 @@ class RegistrationMixin:
         else:
             _validation.check_is_anndata(adata)
             setup_args = self.registry_["setup_args"]
-            self._check_obs(adata, setup_args)
-            self._check_against(adata, self.registry_)
-            measured, layer = measurements(adata, setup_args)
-            _validation.check_keys(measured, layer, {})
-            _validation.check_values(measured, layer)
-            self._check_kind(measured, layer)
+            self._check_data(adata, setup_args, {"source_registry": self.registry_})
+            self._check_kind(*measurements(adata, setup_args))
         self._adopted |= self.adata is None  # scvi-tools makes the data the model's own
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
 

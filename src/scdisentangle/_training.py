@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from os import PathLike
 
 import numpy as np
-from scvi import settings
+import torch
+from lightning.pytorch import LightningDataModule
+from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from ._errors import InputError, NonFiniteError, check_count, check_positive, check_share
 from ._interruption import Begun, exit_as_asked, resume_arguments
 
+CELLS_TO_ALIGN = 10_000
 MIN_CELLS_TO_VALIDATE = 30
 OF_ONE_OPTIMIZER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of the trainer that Lightning takes only where it steps the one optimiser itself."""
@@ -144,6 +147,61 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             raise
         self.align(kwargs.get("datamodule"))
         return result
+
+    @torch.inference_mode()
+    def align(self, datamodule: LightningDataModule | None = None) -> None:
+        """Find the shifts between batches that training left in ``z_bio``, and take them out.
+
+        Then the axes along which cells differ most are made longer. :meth:`train` ends with it.
+        Call it for weights from a checkpoint that was written in training. A model with
+        ``alignment=False`` has no shifts; one with labels or ``spherical=False`` has by default no
+        such axes.
+
+        Parameters
+        ----------
+        datamodule
+            What the model was trained from, where that was no AnnData.
+
+        Raises
+        ------
+        InputError
+            If the model's data are minified, and so hold codes that are aligned already.
+        """
+        if self.module.alignment is None and self.module.axes is None:
+            return
+        if self.minified_data_type is not None:
+            raise InputError(
+                "The AnnData is minified: its codes are aligned already, and there are no counts "
+                "to encode again. Call align() before minify_adata()."
+            )
+        if datamodule is None:
+            self._validate_anndata()
+            minibatches = self._make_data_loader(self.adata, self._cells_to_align())
+        else:
+            minibatches = (
+                datamodule.on_after_batch_transfer(datamodule.on_before_batch_transfer(cells, 0), 0)
+                for cells in datamodule.train_dataloader()
+            )
+        self.module.eval()
+        self.module.unsettle()
+        codes, batches, n_cells = [], [], 0
+        for tensors in minibatches:
+            inputs = self.module._get_inference_input(tensors)
+            codes.append(self.module.inference(**inputs)["z_bio"])
+            batches.append(tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).to(codes[-1].device).long())
+            n_cells += len(codes[-1])
+            if n_cells >= CELLS_TO_ALIGN:
+                break
+        z_bio, batch = (torch.cat(parts)[:CELLS_TO_ALIGN] for parts in (codes, batches))
+        if datamodule is not None:  # which may have shuffled the cells
+            order = z_bio[:, 0].argsort()
+            z_bio, batch = z_bio[order], batch[order]
+        self.module.settle(z_bio, batch)
+
+    def _cells_to_align(self) -> np.ndarray | None:
+        if self.adata.n_obs <= CELLS_TO_ALIGN:
+            return None
+        return np.sort(np.random.default_rng(0).choice(self.adata.n_obs, CELLS_TO_ALIGN, False))
 
     def _check_training(
         self,

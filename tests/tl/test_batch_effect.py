@@ -3,9 +3,9 @@ import pytest
 import scvi
 import torch
 
-from scdisentangle import DisentangleModel
+from scdisentangle import DisentangleModel, InputError, pl
 from scdisentangle.data import simulated
-from scdisentangle.tl import batch_effect
+from scdisentangle.tl import batch_effect, disentanglement_report
 
 
 def trained(adata, max_epochs=20, **options):
@@ -50,3 +50,9 @@ def test_a_decoder_that_does_not_see_the_batch_has_no_effect(likelihood):
     assert np.abs(batch_effect(model)).to_numpy().max() > 1e-3
     model.module.decoder.trunk.fc_layers[0][0].weight.data[:, 5:] = 0.0
     np.testing.assert_allclose(batch_effect(model), 0.0, atol=1e-6)
+
+
+def test_what_is_no_model_is_told():
+    for ask in (batch_effect, pl.report, pl.leakage, lambda x: disentanglement_report(x, "batch")):
+        with pytest.raises(InputError, match="Pass a trained DisentangleModel, not str"):
+            ask("model")

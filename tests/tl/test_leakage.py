@@ -133,7 +133,7 @@ def test_what_is_handed_in_must_be_of_the_right_kind():
     adata = simulated_codes(100, n_types=3)
     with pytest.raises(InputError, match="of type int, and must be an AnnData"):
         tl.leakage(3, "batch")
-    with pytest.raises(InputError, match="pass the trained model itself"):
+    with pytest.raises(InputError, match="Pass a trained DisentangleModel, not AnnData"):
         tl.batch_effect(adata)
     with pytest.raises(InputError, match="A table is no report"):
         pl.leakage(tl.leakage(adata, "batch"))

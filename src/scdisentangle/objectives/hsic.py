@@ -9,7 +9,7 @@ from scdisentangle._errors import InputError, check_choice, check_count
 
 from ._base import Codes, Objective, differentiable_zero
 from ._kernels import gaussian_kernel, or_one
-from ._neighbourhoods import soft_clusters
+from ._soft_clusters import soft_clusters
 
 _ESTIMATORS = ("biased", "unbiased")
 

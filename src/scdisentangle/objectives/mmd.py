@@ -15,7 +15,7 @@ from ._base import (
     one_hot,
 )
 from ._kernels import gaussian_kernel, multiscale_kernel
-from ._neighbourhoods import soft_clusters
+from ._soft_clusters import soft_clusters
 
 
 def mmd2(

@@ -11,6 +11,9 @@ from matplotlib.axes import Axes
 
 from scdisentangle._errors import InputError
 from scdisentangle.tl import DisentanglementReport
+from scdisentangle.tl._checks import check_is_model
+from scdisentangle.tl._questions import of_groups
+from scdisentangle.tl._verdict import above
 
 from ._finish import finish
 from ._words import CODES
@@ -125,10 +128,8 @@ def leakage(
 
 def _parts(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Rows of the groups of each question, the batch first, `far` from luck to certainty."""
-    groups = table[table["within"] != "all"]
-    groups = groups[~groups["within"].str.startswith("mean over ")]
-    groups = groups[groups["measure"] == "balanced_accuracy"].copy()
-    groups["far"] = ((groups["value"] - groups["luck"]) / (1.0 - groups["luck"])).clip(lower=0.0)
+    groups = of_groups(table[table["measure"] == "balanced_accuracy"]).copy()
+    groups["far"] = [above(*row) for row in groups[["value", "luck"]].itertuples(index=False)]
     batch = groups["target"] == "batch"
     return [part for part in (groups[batch], groups[~batch]) if not part.empty]
 
@@ -144,5 +145,7 @@ def report_of(
             "A table is no report: pass what tl.disentanglement_report returned, or the model or "
             "AnnData that it was called on."
         )
-    adata = source if isinstance(source, ad.AnnData) else source.adata
-    return DisentanglementReport.from_adata(adata, key)
+    if isinstance(source, ad.AnnData):
+        return DisentanglementReport.from_adata(source, key)
+    check_is_model(source)
+    return DisentanglementReport.from_adata(source.adata, key)

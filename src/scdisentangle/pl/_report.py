@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from scdisentangle.tl import DisentanglementReport
+from scdisentangle.tl._questions import of_groups
+from scdisentangle.tl._report import QUESTIONS
 
 from ._finish import finish, own_axes
 from ._leakage import report_of
@@ -22,14 +24,6 @@ if TYPE_CHECKING:
     from scdisentangle import DisentangleModel
 
 _STATUS = {"good": "#009E73", "fair": "#C7860A", "poor": "#D55E00", "confounded": "#8A2BA8"}
-_QUESTIONS = {
-    ("batch", "all"): "batch,\nall cells",
-    ("batch", "mean over labels"): "batch,\nwithin types",
-    ("batch", "mean over clusters"): "batch,\nwithin groups",
-    ("label", "all"): "type,\nall cells",
-    ("label", "mean over batches"): "type, within\nbatches",
-    ("cluster", "mean over batches"): "structure,\nwithin batches",
-}
 _SIZES = {
     "reconstruction_share": ("share of the reconstruction", ".0%"),
     "effective_dimension": ("effective dimension", ".1f"),
@@ -84,10 +78,7 @@ def report(
     """
     found = report_of(source, key)
     probes = found.table[found.table["measure"] == "balanced_accuracy"]
-    of_batch = probes[probes["target"] == "batch"]
-    groups = of_batch[
-        (of_batch["within"] != "all") & ~of_batch["within"].str.startswith("mean over ")
-    ]
+    groups = of_groups(probes[probes["target"] == "batch"])
     title = f"Disentanglement: {found.status}, {found.score:.2f} of 1"
     style = {"ha": "left", "color": _STATUS[found.status], "weight": "bold"}
     if ax is None:
@@ -120,12 +111,12 @@ def _figure(n_groups: int, verdict: str) -> np.ndarray:
 def _bars(ax: Axes, probes: pd.DataFrame) -> None:
     names = []
     width = 0.27
-    for (target, within), name in _QUESTIONS.items():
+    for (target, within), name in QUESTIONS.items():
         rows = probes[(probes["target"] == target) & (probes["within"] == within)]
         if rows.empty:
             continue
         x = len(names)
-        names.append(name)
+        names.append(name.replace(", ", ",\n"))
         for shift, code in enumerate(CODES):
             for value in rows.loc[rows["code"] == code, "value"]:
                 ax.bar(x + (shift - 1) * width, value, width * 0.92, color=COLORS[code])

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from scdisentangle._errors import InputError
 from scdisentangle._likelihoods import COUNT_LIKELIHOODS
 from scdisentangle._registration import measurements
+
+from ._checks import check_is_model
 
 if TYPE_CHECKING:
     from scdisentangle import DisentangleModel
@@ -61,8 +62,7 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     >>> sd.tl.batch_effect(model).shape
     (100, 3)
     """
-    if isinstance(model, AnnData):
-        raise InputError("What the batch does is asked of a model: pass the trained model itself.")
+    check_is_model(model)
     adata = model.adata
     if adata is None:
         raise InputError("The model was made from a registry and holds no cells to decode.")

@@ -7,9 +7,18 @@ from collections.abc import Iterable
 import anndata as ad
 import numpy as np
 from scipy import sparse
+from scvi.model.base import BaseModelClass
 
 from scdisentangle._errors import InputError, did_you_mean, name_some
 from scdisentangle._validation import check_is_anndata
+
+from ._questions import is_of_a_table
+
+
+def check_is_model(model: object) -> None:
+    """Raise :class:`InputError` for what is no model of scvi-tools."""
+    if not isinstance(model, BaseModelClass):
+        raise InputError(f"Pass a trained DisentangleModel, not {type(model).__name__}.")
 
 
 def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
@@ -24,7 +33,7 @@ def check_groups(adata: ad.AnnData, batch_key: str | None, label_key: str | None
         raise InputError("What is measured compares batches: name their column in batch_key=.")
     for key in (batch_key, label_key):
         for name in () if key is None else adata.obs[key].dropna().unique():
-            if str(name) == "all" or str(name).startswith("mean over "):
+            if is_of_a_table(str(name)):
                 raise InputError(
                     f"adata.obs['{key}'] has a value '{name}', which is the name of a row of the "
                     "table: give it another."

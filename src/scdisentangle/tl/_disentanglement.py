@@ -12,19 +12,17 @@ from scdisentangle._errors import InputError
 from scdisentangle._registration import measurements
 from scdisentangle.pp._pca import components
 
-from ._checks import check_groups, check_obs, check_obsm, finite_codes
+from ._checks import check_groups, check_is_model, check_obs, check_obsm, finite_codes
 from ._clusters import clusters_by_batch, matched_clusters
-from ._codes import dependence, effective_dimension
+from ._dependence import dependence, effective_dimension
 from ._probes import N_FOLDS
 from ._questions import Answer, Question, answers_table, ask
 from ._reconstruction import reconstruction_shares
-from ._report import DisentanglementReport
+from ._report import CODES, DisentanglementReport
 from ._verdict import Evidence, judge
 
 if TYPE_CHECKING:
     from scdisentangle import DisentangleModel
-
-_CODES = ("z_bio", "z_nio", "unintegrated")
 
 
 def disentanglement_report(
@@ -171,6 +169,7 @@ def _codes(
         return model_or_adata, {
             code: finite_codes(model_or_adata, key) for code, key in keys.items() if key is not None
         }
+    check_is_model(model_or_adata)
     if model_or_adata.adata is None:
         raise InputError(
             "The model was made from a registry and holds no cells: put its codes into the obsm "
@@ -241,7 +240,7 @@ def _questions(codes: dict[str, np.ndarray], labelled: bool) -> list[Question]:
     return [
         Question(code, target, within)
         for target, within in kinds
-        for code in _CODES
+        for code in CODES
         if code in codes and (code != "z_nio" or within != groups)
     ]
 

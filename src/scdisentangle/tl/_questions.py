@@ -24,6 +24,8 @@ COLUMNS = [
     "n_cells",
     "n_classes",
 ]
+ALL, MEAN_OVER = "all", "mean over "
+"""Names in the column `within` that are no group's: all cells, and the mean over what follows."""
 _OF_NULL = ["luck", "upper", "p_value"]
 _AVERAGED = ["balanced_accuracy", "chance", "excess", "logistic", "neighbors"]
 
@@ -111,7 +113,7 @@ def _groups(target: pd.Series, group_of: pd.Series | None) -> Iterator[tuple[str
     """Names of the groups and the positions of their cells; cells without a target are in none."""
     known = target.notna().to_numpy()
     if group_of is None:
-        yield "all", np.flatnonzero(known)
+        yield ALL, np.flatnonzero(known)
         return
     names = group_of.astype(str).to_numpy()
     known = known & group_of.notna().to_numpy()
@@ -152,13 +154,23 @@ def answers_table(
     return table
 
 
+def is_of_a_table(name: str) -> bool:
+    """Whether a name in the column `within` is that of all cells, or of a mean over groups."""
+    return name == ALL or name.startswith(MEAN_OVER)
+
+
+def of_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of single groups of cells."""
+    return table[~table["within"].map(is_of_a_table).astype(bool)]
+
+
 def _mean(rows: Sequence[Mapping], groups: str) -> dict[str, object]:
     mean = {name: float(np.mean([row[name] for row in rows])) for name in _AVERAGED}
     counts = {
         "n_cells": sum(row["n_cells"] for row in rows),
         "n_classes": max(row["n_classes"] for row in rows),
     }
-    named = {"within": f"mean over {groups}", "probe": "stronger"}
+    named = {"within": MEAN_OVER + groups, "probe": "stronger"}
     return {**rows[0], **mean, **counts, **named}
 
 

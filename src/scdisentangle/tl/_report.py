@@ -18,7 +18,7 @@ from scdisentangle._errors import InputError
 
 CODES = ("z_bio", "z_nio", "unintegrated")
 _STYLES = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
-_QUESTIONS = {
+QUESTIONS = {
     ("batch", "all"): "batch, all cells",
     ("batch", "mean over labels"): "batch, within types",
     ("batch", "mean over clusters"): "batch, within clusters",
@@ -121,7 +121,7 @@ class DisentanglementReport:
         rows: dict[str, dict[str, str]] = {}
         table = self.table
         probes = table[table["measure"] == "balanced_accuracy"]
-        for (target, within), name in _QUESTIONS.items():
+        for (target, within), name in QUESTIONS.items():
             found = probes[(probes["target"] == target) & (probes["within"] == within)]
             if not found.empty:
                 luck = f"{found['luck'].mean():.2f}"

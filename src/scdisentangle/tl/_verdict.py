@@ -10,6 +10,8 @@ import pandas as pd
 
 from scdisentangle._errors import name_some
 
+from ._questions import ALL, MEAN_OVER, of_groups
+
 GOOD, FAIR = 0.85, 0.5
 """Scores from which a disentanglement is called good, and fair."""
 _NOTICED = 1.0 - GOOD
@@ -96,9 +98,8 @@ def above(value: float, floor: float) -> float:
 def _rows(table: pd.DataFrame, code: str, target: str, groups: str) -> tuple[pd.Series, ...]:
     """Row of the mean over groups and rows of the groups."""
     found = table[(table["code"] == code) & (table["target"] == target)]
-    mean = found[found["within"] == f"mean over {groups}"]
-    rest = found[~found["within"].str.startswith("mean over ") & (found["within"] != "all")]
-    return (None if mean.empty else mean.iloc[0]), rest
+    mean = found[found["within"] == MEAN_OVER + groups]
+    return (None if mean.empty else mean.iloc[0]), of_groups(found)
 
 
 def _shared(evidence: Evidence) -> pd.Series:
@@ -250,7 +251,7 @@ def _mistaken_for(evidence: Evidence, name: str) -> str:
 def _batch_not_in_nio(evidence: Evidence) -> Finding | None:
     """A note without weight: z_bio may be good all the same."""
     found = evidence.table[
-        (evidence.table["target"] == "batch") & (evidence.table["within"] == "all")
+        (evidence.table["target"] == "batch") & (evidence.table["within"] == ALL)
     ].set_index("code")
     if not {"z_nio", "unintegrated"} <= set(found.index):
         return None

@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from scdisentangle.objectives._neighbourhoods import soft_clusters
+from scdisentangle.objectives._soft_clusters import soft_clusters
 
 
 def test_finds_separate_clusters_and_is_hard_on_them():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hyppo.independence import Hsic
 
-from scdisentangle.tl._codes import dependence, effective_dimension
+from scdisentangle.tl._dependence import dependence, effective_dimension
 
 
 def test_independent_codes_have_uniform_p_values():
