@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from scipy import stats
+from scipy import special, stats
+from sklearn.cluster import KMeans
 
 from scdisentangle import DisentangleModel, InputError, _latents, data, tl
 from scdisentangle._alignment import (
@@ -131,6 +132,38 @@ def test_clusters_are_those_that_were_planted(seed):
     alignment.fit(torch.tensor(z, dtype=torch.float32), torch.zeros(len(z), dtype=torch.long))
     nearest = np.linalg.norm(planted[:, None] - alignment.centers[0].numpy(), axis=-1).min(axis=1)
     assert nearest.max() < 1.5  # an error of the mean of 34 cells is 0.5
+
+
+def test_cells_are_shared_among_clusters_by_their_squared_distance():
+    """140 cells are enough for two; the scale is 0.15 of the mean squared distance to a centre."""
+    z = np.random.default_rng(0).normal(size=(140, 3)) + [3, 0, 0] * (np.arange(140) % 2)[:, None]
+    alignment = Alignment(3, 1, spherical=False, n_rounds=1, max_clusters=5)
+    codes = torch.tensor(z, dtype=torch.float32)
+    alignment.fit(codes, torch.zeros(140, dtype=torch.long))
+    centers = alignment.centers[0, :2].double().numpy()
+    expected = KMeans(2, n_init=10, random_state=0).fit(z).cluster_centers_
+    np.testing.assert_allclose(np.sort(centers[:, 0]), np.sort(expected[:, 0]), atol=1e-4)
+    squared = np.square(z[:, None] - centers).sum(axis=2)
+    shares = special.softmax(-squared / (0.15 * squared.min(axis=1).mean()), axis=1)
+    assert ((shares > 0.05) & (shares < 0.95)).any()
+    found = alignment._memberships(codes, 0)
+    np.testing.assert_allclose(found[:, :2], shares, atol=1e-4)
+    assert (found[:, 2:] == 0).all()
+
+
+def test_what_is_reset_of_a_query_is_its_own():
+    z, batch, _ = planted(private=False)
+    alignment = Alignment(6, 3, spherical=False, max_clusters=3)
+    alignment.fit(z, batch)
+    before = alignment(z, batch)
+    assert not before.equal(z)
+    alignment.first_new = 2
+    new = torch.full((len(z),), 2)
+    alignment.fit(z + 1.0, new)
+    assert not alignment(z, new).equal(z)
+    alignment.reset()
+    assert alignment(z, new).equal(z)
+    assert alignment(z, batch).equal(before)
 
 
 def test_a_new_batch_joins_and_the_others_stay():

@@ -41,6 +41,16 @@ def test_the_sum_of_variances_stays(codes):
     assert after == pytest.approx(before, rel=1e-4)
 
 
+def test_no_axis_is_shorter_than_a_tenth_of_the_longest():
+    """Variances 1, 0.001 and a millionth: their fourth roots, the last of a ten-thousandth."""
+    z = np.linalg.qr(np.random.default_rng(0).normal(size=(200, 4)))[0]
+    z = np.linalg.qr(np.column_stack([np.ones(200), z]))[0][:, 1:4] * [1.0, 0.001**0.5, 0.001]
+    axes = Axes(3)
+    axes.fit(torch.as_tensor(z, dtype=torch.float32), torch.zeros(200, dtype=torch.long))
+    lengths = np.sort(np.linalg.eigvalsh(axes.root.double().numpy()))[::-1]
+    np.testing.assert_allclose(lengths / lengths[0], [1.0, 0.001**0.25, 0.1], rtol=1e-3)
+
+
 def test_what_batches_differ_by_has_no_say(codes):
     z, batch = codes
     alone, shifted = Axes(5), Axes(5)

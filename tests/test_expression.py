@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from scipy.stats import nbinom, norm, poisson
+from scipy.stats import nbinom, norm, poisson, spearmanr
 from scvi.criticism import PosteriorPredictiveCheck
 from sklearn.metrics import roc_auc_score
 
@@ -159,6 +159,53 @@ def test_differential_expression_finds_the_markers(mode, likelihood):
     assert roc_auc_score(simulated.var["marker_of"] == "type_1", score) > 0.95
 
 
+@pytest.mark.parametrize("likelihood", ["nb", "mse"])
+def test_groups_are_compared_in_the_batches_asked_for(adata, likelihood):
+    """The mean change is that of the means, whatever cells are drawn and paired."""
+    model = fit(adata, 20, gene_likelihood=likelihood)
+    means, variances = [], []
+    for group, batch in (("type_0", "batch_0"), ("type_1", "batch_2")):
+        cells = np.flatnonzero(model.adata.obs["celltype"] == group)
+        values = model.get_normalized_expression(
+            indices=cells, transform_batch=batch, return_numpy=True
+        )
+        values = np.log2(values) if likelihood == "nb" else values / np.log(2)
+        means.append(values.mean(axis=0))
+        variances.append(values.var(axis=0))
+    scvi.settings.seed = 0
+    table = model.differential_expression(
+        groupby="celltype",
+        group1="type_0",
+        group2="type_1",
+        mode="change",
+        batch_correction=True,
+        batchid1=["batch_0"],
+        batchid2=["batch_2"],
+        pseudocounts=0.0,
+        silent=True,
+    )
+    found = table.loc[model.adata.var_names, "lfc_mean"].to_numpy()
+    error = (sum(variances) / 5_000) ** 0.5
+    assert (np.abs(found - (means[0] - means[1])) < 6 * error + 1e-4).all()
+    other = model.get_normalized_expression(transform_batch="batch_2", return_numpy=True)
+    own = model.get_normalized_expression(transform_batch="batch_0", return_numpy=True)
+    assert (np.abs(own - other).max(axis=0) > 1e-5).all()
+
+
+def test_genes_are_called_at_the_false_discovery_rate_asked_for(model):
+    """As many of the likeliest as have, on average, this probability of no change."""
+    scvi.settings.seed = 0
+    table = model.differential_expression(
+        groupby="celltype", group1="type_0", mode="change", fdr_target=0.3, delta=0.02, silent=True
+    )
+    unchanged = 1 - np.sort(table["proba_de"].to_numpy())[::-1]
+    n_called = max(n for n in range(101) if unchanged[:n].sum() <= 0.3 * n)
+    assert 0 < n_called < 100
+    called = table["is_de_fdr_0.3"].to_numpy()
+    assert called.sum() == n_called
+    assert table["proba_de"][called].min() >= table["proba_de"][~called].max()
+
+
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "normal", "mse"])
 def test_samples_have_the_mean_of_the_likelihood(adata, likelihood):
     model = fit(adata, gene_likelihood=likelihood)
@@ -211,6 +258,27 @@ def test_feature_correlation_is_a_correlation(model):
     np.testing.assert_allclose(np.diag(found), 1)
     np.testing.assert_allclose(found, found.T, atol=1e-12)
     assert (found.abs() <= 1 + 1e-12).all(axis=None)
+
+
+@pytest.mark.parametrize("kind", ["pearson", "spearman"])
+def test_feature_correlations_are_those_of_the_kind_and_batches_asked_for(adata, kind):
+    """With next to no dispersion, draws are the means."""
+    model = fit(adata, 20)
+    torch.nn.init.constant_(model.module.log_dispersion, 25.0)
+    batches = ["batch_0", "batch_2"]
+    expected = []
+    for batch in batches:
+        values = model.get_normalized_expression(transform_batch=batch, return_numpy=True)
+        of_kind = {"pearson": np.corrcoef(values.T), "spearman": spearmanr(values).statistic}
+        assert np.abs(of_kind["pearson"] - of_kind["spearman"]).max() > 0.05
+        expected.append(of_kind[kind])
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
+    found = model.get_feature_correlation_matrix(
+        n_samples=1, correlation_type=kind, transform_batch=batches
+    )
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=5e-3)
+    with pytest.raises(ValueError, match="Unknown correlation type"):
+        model.get_feature_correlation_matrix(correlation_type="kendall")
 
 
 def log_likelihood(model, likelihood):

@@ -168,7 +168,19 @@ def test_a_modality_of_mudata_gives_what_it_gives_alone(adata, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"mode": "vanilla"}, {"mode": "change", "batch_correction": True}]
+    "options",
+    [
+        {"mode": "vanilla"},
+        {"mode": "change", "batch_correction": True},
+        {
+            "mode": "change",
+            "batch_correction": True,
+            "batchid1": ["batch_0"],
+            "batchid2": ["batch_1"],
+            "fdr_target": 0.4,
+            "delta": 0.1,
+        },
+    ],
 )
 def test_differential_expression_of_mudata_finds_the_markers_that_it_finds_alone(adata, options):
     alone = fit(adata)

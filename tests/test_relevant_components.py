@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from lightning.pytorch import Callback
 from scipy.sparse import csr_array
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics.pairwise import cosine_similarity, euclidean_distances
 from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from scdisentangle import DisentangleModel, InputError, data
+from scdisentangle import DisentangleModel, InputError, _training_plan, data
 from scdisentangle._relevant_components import (
     RelevantComponents,
     average_of_batch,
@@ -76,6 +78,50 @@ def test_matched_cells_differ_alike_along_every_component():
     covariance = between_matched(z, matched_cells(z, batch))
     assert np.diag(covariance).max() < 1.3
     assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 0.3
+
+
+def by_loops(x, batch):
+    """Components of the definition, and S and N + 3 B + r I of the last round, in gene space."""
+    x = x - x.mean(axis=0)
+    within = x - np.stack([x[batch == b].mean(axis=0) for b in range(2)])[batch]
+    spread = within.T @ within / len(x)
+    principal = np.linalg.svd(x, full_matrices=False)[2]
+    compared = within @ principal.T
+    for _ in range(3):
+        like = cosine_similarity(compared)
+        average = np.zeros(like.shape)
+        for cell, b in enumerate(batch):
+            own = np.flatnonzero(batch == b)
+            average[cell, own[np.argsort(-like[cell, own])[:11]]] = 1 / 11
+        like = cosine_similarity(average @ compared)
+        near = np.zeros(like.shape, dtype=bool)
+        for cell, b in enumerate(batch):
+            others = np.flatnonzero(batch != b)
+            near[cell, others[np.argsort(-like[cell, others])[:10]]] = True
+        pairs = np.argwhere(near & near.T)
+        squared = euclidean_distances(average @ compared, squared=True)[*pairs.T]
+        weights = (1 + squared / (0.3 * np.median(squared))) ** -2
+        differ = 0.05 * np.trace(spread) / len(spread) * np.eye(len(spread))
+        for factor, z in ((1.0, x), (3.0, average @ x)):
+            apart = z[pairs[:, 0]] - z[pairs[:, 1]]
+            differ += factor * (apart.T * weights) @ apart / 2 / weights.sum()
+        root = np.linalg.inv(np.linalg.cholesky(differ))
+        w = root.T @ np.linalg.eigh(root @ spread @ root.T)[1][:, ::-1]
+        compared = (x @ w)[:, :30]
+    return w.T, spread, differ
+
+
+def test_they_solve_the_equation_that_defines_them():
+    rng = np.random.default_rng(0)
+    batch, types = rng.integers(2, size=(2, 150))
+    x = rng.normal(size=(150, N_GENES))  # of which no two averages are as good as the same
+    x[:, :3] += 3.0 * np.stack([batch, types, batch * types], axis=1)
+    expected, spread, differ = by_loops(x, batch)
+    found = relevant_components(x, batch, N_GENES)
+    np.testing.assert_allclose(found @ differ @ found.T, np.eye(N_GENES), atol=1e-6)
+    ratios = np.diag(expected @ spread @ expected.T)
+    assert (np.diff(ratios) < 0).all()
+    np.testing.assert_allclose(found @ spread @ found.T, np.diag(ratios), atol=1e-6 * ratios[0])
 
 
 def test_a_type_that_one_batch_lacks_keeps_its_direction():
@@ -189,6 +235,36 @@ def test_training_finds_them_once(adata):
     model.train(1, enable_progress_bar=False)
     for name, values in components.state_dict().items():
         torch.testing.assert_close(values, found[name])
+
+
+def test_so_many_cells_are_compared_and_epochs_draw_as_without(adata, monkeypatch):
+    seen, states, fit = [], [], RelevantComponents.fit
+
+    def kept(self, *cells):
+        seen.append(cells)
+        fit(self, *cells)
+
+    class Watch(Callback):
+        def on_train_start(self, *args):
+            states.append(torch.get_rng_state())
+
+        on_train_epoch_start = on_train_start
+
+    monkeypatch.setattr(_training_plan, "CELLS_TO_COMPARE", 70)
+    monkeypatch.setattr(RelevantComponents, "fit", kept)
+    cells = adata.copy()
+    DisentangleModel.setup_anndata(cells, batch_key="batch")
+    model = DisentangleModel(cells, n_hidden=16)
+    model.train(1, batch_size=40, enable_progress_bar=False, callbacks=[Watch()])
+    ((x, batch),) = seen
+    counts = cells.X.toarray()
+    expected = np.log1p(counts / counts.sum(axis=1, keepdims=True) * model.module.target_sum.item())
+    distances = euclidean_distances(x.numpy(), expected)
+    which = distances.argmin(axis=1)
+    assert len(set(which)) == len(x) == 70
+    assert distances.min(axis=1).max() < 0.01
+    np.testing.assert_array_equal(batch, cells.obs["batch"].cat.codes.to_numpy()[which])
+    assert states[0].equal(states[1])
 
 
 def test_a_query_keeps_those_of_its_reference(adata):

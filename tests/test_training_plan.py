@@ -227,6 +227,32 @@ def test_schedules_can_be_switched_off():
     assert (curve(model, "reconstruction_weight") == 1).all()
 
 
+WEIGHTS_OF_DIVERGENCES = {
+    "less than one": ({"max_kl_weight": 0.3}, [0.3] * 6),
+    "over epochs": (
+        {"n_epochs_kl_warmup": 3, "min_kl_weight": 0.25},
+        [0.25, 0.5, 0.75, 1.0, 1.0, 1.0],
+    ),
+    "over steps": (
+        {"n_steps_kl_warmup": 4, "min_kl_weight": 0.2, "max_kl_weight": 0.8},
+        [0.2, 0.35, 0.5, 0.65, 0.8, 0.8],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTS_OF_DIVERGENCES)
+def test_divergences_have_the_weight_that_is_asked_for(case):
+    """Each epoch is one step."""
+    options, expected = WEIGHTS_OF_DIVERGENCES[case]
+    model = trained(6, options, kl_weight_bio=0.5, batch_size=150, train_size=1.0)
+    np.testing.assert_allclose(curve(model, "kl_weight"), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        curve(model, "kl_bio_weighted_train"),
+        0.5 * np.array(expected) * curve(model, "kl_local_train"),
+        rtol=1e-4,
+    )
+
+
 def test_noise_reaches_the_module():
     levels = []
     original = DisentangleTrainingPlan.noise_level.fget

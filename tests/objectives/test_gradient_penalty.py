@@ -138,3 +138,11 @@ def test_refuses_weights_that_leave_nothing():
         build_objectives({"gradient_penalty": options}, **SIZES)
     with pytest.raises(InputError, match="batch_weight=nan must be a number"):
         build_objectives({"gradient_penalty": {"batch_weight": float("nan")}}, **SIZES)
+
+
+def test_the_joint_classifier_is_as_wide_as_asked_for():
+    sizes = {"n_latent_bio": 5, "n_latent_nio": 4, "n_batch": 3}
+    loss = build_objectives({"gradient_penalty": {"n_hidden": 7}}, **sizes)
+    layers = loss.objectives["gradient_penalty"].classifier
+    shapes = [tuple(p.shape) for p in layers.parameters() if p.ndim == 2]
+    assert shapes == [(7, 9), (7, 7), (3, 7)]

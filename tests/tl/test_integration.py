@@ -8,6 +8,7 @@ import scanpy as sc
 from sklearn.metrics import silhouette_score
 
 from scdisentangle import InputError, pp, tl
+from scdisentangle.tl import _integration
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,39 @@ def test_result_is_kept_and_nothing_else_is_changed(adata, scores):
     pd.testing.assert_frame_equal(adata.uns["integration_scores"], scores)
     assert list(adata.obs) == ["batch", "label"]
     assert list(adata.obsm) == ["mixed", "split"]
+
+
+@pytest.mark.parametrize(("min_cells", "rare"), [(5, True), (6, False)])
+def test_rare_labels_are_left_out_and_the_table_is_kept_by_the_name_asked_for(
+    adata, monkeypatch, min_cells, rare
+):
+    scored = []
+
+    def benchmark(cells, key, unintegrated):
+        scored.append(cells)
+        return pd.Series(0.5, index=[*_integration.BIO, *_integration.BATCH])
+
+    monkeypatch.setattr(_integration, "_benchmark", benchmark)
+    adata = adata.copy()
+    adata.uns.clear()
+    adata.obs.loc[adata.obs_names[50:53], "batch"] = np.nan
+    adata.obs.loc[adata.obs_names[60:64], "label"] = np.nan
+    table = tl.integration_scores(
+        adata,
+        "batch",
+        "label",
+        "mixed",
+        unintegrated="split",
+        min_cells=min_cells,
+        key_added="mine",
+        progress_bar=False,
+    )
+    kept = np.r_[0 if rare else 5 : 50, 53:60, 64:240]
+    assert list(scored[0].obs_names) == list(adata.obs_names[kept])
+    np.testing.assert_allclose(scored[0].obsm["mixed"], adata.obsm["mixed"][kept], rtol=1e-6)
+    assert list(adata.uns) == ["mine"]
+    pd.testing.assert_frame_equal(adata.uns["mine"], table)
+    assert adata.uns["mine"] is not table
 
 
 def test_silent_and_the_same_again(adata, scores, capfd, caplog):

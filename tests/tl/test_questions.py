@@ -67,6 +67,35 @@ def test_means_over_groups():
     assert table.at["mean over labels", "upper"] < table.loc[["g", "h", "i"], "upper"].mean()
 
 
+def test_a_mean_is_of_all_cells_and_of_the_most_classes():
+    """Cells without a target or a group are in none."""
+    rng = np.random.default_rng(4)
+    target = pd.Series(np.r_[np.tile(["x", "y"], 30), np.tile(["x", "y", "z"], 30)], dtype=object)
+    group = pd.Series(np.repeat(["g", "h"], [60, 90]), dtype=object)
+    target[:4], group[146:] = np.nan, np.nan
+    answers, _ = ask(
+        [Question("z", "batch", "labels")],
+        {"z": rng.normal(size=(150, 2))},
+        {"batch": target, "labels": group},
+        min_cells=5,
+        max_cells=None,
+        seed=0,
+    )
+    table = answers_table(answers, n_permutations=30).set_index("within")
+    assert table["n_cells"].to_dict() == {"mean over labels": 142, "g": 56, "h": 86}
+    assert table["n_classes"].to_dict() == {"mean over labels": 3, "g": 2, "h": 3}
+    for name, answer in zip(("g", "h"), answers, strict=True):
+        null = answer.held_out.null(30, 0)
+        assert table.at[name, "upper"] == pytest.approx(np.quantile(null, 0.95))
+        assert table.at[name, "luck"] == pytest.approx(null.mean())
+
+
 def test_p_value_counts_the_observed_one():
     assert permutation_p_value(1.0, np.zeros(99)) == 0.01
     assert permutation_p_value(0.0, np.zeros(99)) == 1.0
+
+
+def test_what_is_as_good_as_the_observed_counts_for_the_null():
+    """Three of nine, one of them by rounding only, and the observed one: 4 of 10."""
+    null = np.array([0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.5, 0.6, 0.1 + 0.2 + 0.1 - 1e-13])
+    assert permutation_p_value(0.4, null) == pytest.approx(0.4)

@@ -1,0 +1,41 @@
+"""Groups of like cells without labels, on codes whose groups are known."""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import adjusted_rand_score
+
+from scdisentangle.tl._clusters import clusters_by_batch, matched_clusters
+
+
+def test_each_batch_has_clusters_of_its_own_where_it_has_cells_enough():
+    rng = np.random.default_rng(0)
+    batch = pd.Series(np.repeat(["x", "y", "few", None], [180, 120, 19, 10]), dtype=object)
+    blob = np.r_[np.arange(180) % 3, np.arange(120) % 2, np.zeros(29, dtype=int)]
+    code = 10.0 * np.eye(3)[blob] + rng.normal(size=(329, 3))
+    found = clusters_by_batch(code, batch, min_cells=10, seed=0)
+    assert found[300:].isna().all()
+    for name, n in (("x", 3), ("y", 2)):
+        cells = (batch == name).to_numpy()
+        assert set(found[cells]) == {f"{name}, {i}" for i in range(n)}
+        assert adjusted_rand_score(blob[cells], found[cells]) == 1.0
+    assert clusters_by_batch(code, batch, min_cells=9, seed=0)[300:319].notna().all()
+
+
+def test_clusters_are_matched_where_each_is_the_nearest_of_the_other():
+    """On a line; x1 is nearest to y1, which has a nearer one, and so is nobody's."""
+    places = {"x": [0.0, 10.0], "y": [1.0, 3.0, 30.0], "w": [0.5, 29.0]}
+    names, code = zip(
+        *[(f"{b}, {i}", place) for b in places for i, place in enumerate(places[b])], strict=True
+    )
+    cluster = pd.Series([*np.repeat(names, 2), pd.NA], dtype=object)
+    code = np.r_[np.repeat(code, 2) + np.tile([-0.1, 0.1], len(names)), 0.0][:, None]
+    batch = pd.Series([*cluster[:-1].str[0], "x"])
+    found = matched_clusters(code, cluster, batch)
+    assert pd.isna(found.iloc[-1])
+    groups = pd.Series(names).groupby(found.iloc[:-1:2].to_numpy()).agg(set)
+    assert sorted(map(sorted, groups)) == [
+        ["w, 0", "x, 0", "y, 0"],
+        ["w, 1", "y, 2"],
+        ["x, 1"],
+        ["y, 1"],
+    ]
