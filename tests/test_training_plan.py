@@ -240,11 +240,13 @@ WEIGHTS_OF_DIVERGENCES = {
 }
 
 
+@pytest.mark.parametrize("objective", ["hsic", "mutual_information"])
 @pytest.mark.parametrize("case", WEIGHTS_OF_DIVERGENCES)
-def test_divergences_have_the_weight_that_is_asked_for(case):
-    """Each epoch is one step."""
+def test_divergences_have_the_weight_that_is_asked_for(case, objective):
+    """Each epoch is one step, with one optimiser or with two."""
     options, expected = WEIGHTS_OF_DIVERGENCES[case]
-    model = trained(6, options, kl_weight_bio=0.5, batch_size=150, train_size=1.0)
+    sizes = {"kl_weight_bio": 0.5, "objective": objective}
+    model = trained(6, options, **sizes, batch_size=150, train_size=1.0)
     np.testing.assert_allclose(curve(model, "kl_weight"), expected, rtol=1e-5)
     np.testing.assert_allclose(
         curve(model, "kl_bio_weighted_train"),

@@ -135,6 +135,11 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         return min(self.current_epoch / self._max_epochs, 1.0)
 
     @property
+    def global_step(self) -> int:
+        """Steps of training that were taken; a second optimiser's are not counted again."""
+        return super().global_step // (1 if self.automatic_optimization else 2)
+
+    @property
     def _max_epochs(self) -> int:
         return max(self.trainer.max_epochs, 1)
 
