@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from scdisentangle.tl._clusters import clusters_by_batch, matched_clusters
 
@@ -19,6 +19,17 @@ def test_each_batch_has_clusters_of_its_own_where_it_has_cells_enough():
         assert set(found[cells]) == {f"{name}, {i}" for i in range(n)}
         assert adjusted_rand_score(blob[cells], found[cells]) == 1.0
     assert clusters_by_batch(code, batch, min_cells=10, seed=0)[300:320].notna().all()
+
+
+def test_clusters_are_as_many_as_hold_together_nearly_as_well_as_the_best():
+    """Two far places of two near ones each: two clusters are a little better than four."""
+    place = np.arange(200) % 4
+    code = np.array([[0.0, 0], [0, 2], [20, 0], [20, 2]])[place]
+    code = code + 0.1 * np.random.default_rng(0).normal(size=code.shape)
+    two, four = silhouette_score(code, place // 2), silhouette_score(code, place)
+    assert 0.95 * two < four < two
+    found = clusters_by_batch(code, pd.Series(["x"] * 200), min_cells=10, seed=0)
+    assert adjusted_rand_score(place, found) == 1.0
 
 
 def test_clusters_are_matched_where_each_is_the_nearest_of_the_other():
