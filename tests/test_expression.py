@@ -159,15 +159,19 @@ def test_differential_expression_finds_the_markers(mode, likelihood):
     assert roc_auc_score(simulated.var["marker_of"] == "type_1", score) > 0.95
 
 
-@pytest.mark.parametrize("likelihood", ["nb", "mse"])
-def test_groups_are_compared_in_the_batches_asked_for(adata, likelihood):
+@pytest.mark.parametrize(
+    ("likelihood", "name"), [("nb", "batch_0"), ("mse", "batch_0"), ("nb", "all")]
+)
+def test_groups_are_compared_in_the_batches_asked_for(adata, likelihood, name):
     """The mean change is that of the means, whatever cells are drawn and paired."""
+    adata = adata.copy()
+    adata.obs["batch"] = adata.obs["batch"].cat.rename_categories({"batch_0": name})
     model = fit(adata, 20, gene_likelihood=likelihood)
     means, variances = [], []
-    for group, batch in (("type_0", "batch_0"), ("type_1", "batch_2")):
+    for group, batch in (("type_0", name), ("type_1", "batch_2")):
         cells = np.flatnonzero(model.adata.obs["celltype"] == group)
         values = model.get_normalized_expression(
-            indices=cells, transform_batch=batch, return_numpy=True
+            indices=cells, transform_batch=[batch], return_numpy=True
         )
         values = np.log2(values) if likelihood == "nb" else values / np.log(2)
         means.append(values.mean(axis=0))
@@ -179,7 +183,7 @@ def test_groups_are_compared_in_the_batches_asked_for(adata, likelihood):
         group2="type_1",
         mode="change",
         batch_correction=True,
-        batchid1=["batch_0"],
+        batchid1=[name],
         batchid2=["batch_2"],
         pseudocounts=0.0,
         silent=True,
@@ -188,7 +192,7 @@ def test_groups_are_compared_in_the_batches_asked_for(adata, likelihood):
     error = (sum(variances) / 5_000) ** 0.5
     assert (np.abs(found - (means[0] - means[1])) < 6 * error + 1e-4).all()
     other = model.get_normalized_expression(transform_batch="batch_2", return_numpy=True)
-    own = model.get_normalized_expression(transform_batch="batch_0", return_numpy=True)
+    own = model.get_normalized_expression(transform_batch=[name], return_numpy=True)
     assert (np.abs(own - other).max(axis=0) > 1e-5).all()
 
 

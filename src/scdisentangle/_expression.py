@@ -51,7 +51,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             As for :meth:`get_latent_representation`.
         transform_batch
             Batch to decode all cells in, with ``z_nio`` of that batch; a list of them, or
-            ``"all"``, to average over; ``None`` for each cell's own, with its own ``z_nio``.
+            ``"all"``, to average over, unless a batch is called so; ``None`` for each cell's own,
+            with its own ``z_nio``.
         *args, **kwargs
             ``gene_list``, ``library_size`` (1, a number or ``"latent"``), ``n_samples``,
             ``n_samples_overall``, ``weights``, ``batch_size``, ``return_mean``, ``return_numpy``,
@@ -316,7 +317,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
 
     def _batches(self, transform_batch) -> Sequence | None:
         if isinstance(transform_batch, str) and transform_batch == "all":
-            return list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+            batches = list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+            return ["all"] if "all" in batches else batches  # differential expression asks by name
         if np.ndim(transform_batch) and len(transform_batch) == 0:
             raise InputError(
                 "transform_batch=[] names no batch. Name some, or take 'all', or None for each "
