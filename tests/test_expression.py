@@ -323,6 +323,17 @@ def test_elbo_is_below_the_marginal_likelihood(variational):
     assert each.shape == (200,)
 
 
+def test_the_marginal_likelihood_of_points_is_their_likelihood(model):
+    """Each of seven draws, three at once, is the code itself: so is their mean."""
+    tensors = next(iter(model._make_data_loader(model.adata, batch_size=200)))
+    options = {"n_mc_samples": 7, "n_mc_samples_per_pass": 3}
+    expected = log_likelihood(model, "nb")
+    found = model.module.marginal_ll(tensors, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=0.02)
+    mean = model.module.marginal_ll(tensors, **options, return_mean=True)
+    assert mean == pytest.approx(expected.mean(), rel=1e-5)
+
+
 def test_elbo_is_reconstruction_and_divergence(variational):
     mean, var = (
         torch.tensor(x)
