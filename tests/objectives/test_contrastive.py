@@ -11,6 +11,7 @@ from torch.nn import functional
 from scdisentangle import InputError
 from scdisentangle.objectives import build_objectives
 from scdisentangle.objectives.contrastive import (
+    _rounded,
     info_nce,
     label_positives,
     labels_around,
@@ -208,7 +209,36 @@ def test_a_view_of_a_cell_is_told_from_the_cells_of_its_batch(make_codes, counte
     assert all((batch[p] != batch[cells]).all() for cells, p in partners)
 
 
-def test_the_share_of_counterfactuals_is_the_one_asked_for(make_codes):
+def test_both_a_cell_and_its_view_learn(make_codes):
+    """Gradients are those of PyTorch's cross-entropy."""
+    batch, views = torch.arange(40) % 3, torch.randn(40, 5, requires_grad=True)
+    codes = make_codes(batch=batch, encode_bio=lambda _, cells: views[cells])
+    options = {"positives": "views", "counterfactual": 0.0, "viewed": 1.0}
+    value = build_objectives({"contrastive": options}, **SIZES)(codes)["contrastive"]
+    anchors = functional.normalize(codes.z_bio, dim=1)
+    logits = (anchors @ anchors.T / 0.2).masked_fill(batch[:, None] != batch, -torch.inf)
+    logits = logits.diagonal_scatter(functional.cosine_similarity(codes.z_bio, views) / 0.2)
+    expected = functional.cross_entropy(logits, torch.arange(40))
+    for leaf in (views, codes.z_bio):
+        (found,) = torch.autograd.grad(value, leaf, retain_graph=True)
+        (reference,) = torch.autograd.grad(expected, leaf, retain_graph=True)
+        torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-6)
+
+
+def test_a_share_of_few_cells_is_right_on_average():
+    draws = [_rounded(2.3) for _ in range(2000)]
+    assert set(draws) == {2, 3}
+    assert np.mean(draws) == pytest.approx(2.3, abs=4 * (0.3 * 0.7 / 2000) ** 0.5)
+    assert {_rounded(3.0) for _ in range(50)} == {3}
+
+
+@pytest.mark.parametrize(
+    ("options", "viewed", "counterfactual"),
+    [({"viewed": 0.7, "counterfactual": 0.3}, 0.7, 0.3), ({}, 0.25, 0.5)],
+)
+def test_the_share_of_counterfactuals_is_the_one_asked_for(
+    make_codes, options, viewed, counterfactual
+):
     n, seen = 2000, []
     codes = make_codes(
         n=n,
@@ -217,13 +247,12 @@ def test_the_share_of_counterfactuals_is_the_one_asked_for(make_codes):
         encode_bio=lambda x, cells: seen.append((x, cells)) or torch.randn(len(x), 5),
         as_partner=lambda cells, _: torch.ones(len(cells), 20),
     )
-    spec = {"contrastive": {"viewed": 0.7, "counterfactual": 0.3}}
-    build_objectives(spec, **SIZES)(codes)
+    build_objectives({"contrastive": options}, **SIZES)(codes)
     x, cells = seen[0]
-    assert len(set(cells.tolist())) == pytest.approx(0.7 * n, abs=1)
+    assert len(set(cells.tolist())) == pytest.approx(viewed * n, abs=1)
     shares = x.unique(dim=1)
     assert shares.shape == (len(cells), 1)  # a cell is shown as a whole
-    assert shares.mean() == pytest.approx(0.3, abs=0.04)
+    assert shares.mean() == pytest.approx(counterfactual, abs=0.04)
 
 
 def test_a_counterfactual_drains_the_batch_that_views_leave(make_codes):

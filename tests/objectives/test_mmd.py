@@ -191,6 +191,20 @@ class TestLocalBatchMMD:
         expected = mmd2(codes.z_bio[::2], codes.z_bio[1::2], estimator="unbiased")
         torch.testing.assert_close(value, expected)
 
+    @pytest.mark.parametrize("min_cells", [3, 4])
+    def test_pairs_of_batches_large_enough_count_by_their_cells(self, make_codes, min_cells):
+        batch = torch.tensor([0] * 12 + [1] * 9 + [2] * 3)
+        codes = make_codes(n=24, batch=batch)
+        options = {"kernel": "gaussian", "sigma": 2.0, "n_clusters": 1, "min_cells": min_cells}
+        value = build_objectives({"local_batch_mmd": options}, **SIZES)(codes)["local_batch_mmd"]
+        parts = [codes.z_bio.detach()[batch == b] for b in range(3)]
+        pairs = [(0, 1), (0, 2), (1, 2)] if min_cells == 3 else [(0, 1)]
+        each = [reference(parts[i], parts[j], [0.125]) for i, j in pairs]
+        weights = [
+            len(parts[i]) * len(parts[j]) / (len(parts[i]) + len(parts[j])) for i, j in pairs
+        ]
+        assert value.item() == pytest.approx(np.average(each, weights=weights), rel=1e-4)
+
     def test_asks_nothing_of_a_type_that_one_batch_lacks(self, make_codes):
         # a shared type at 0, and far from it a type of the first batch alone
         batch = torch.tensor([0] * 20 + [1] * 20 + [0] * 20)

@@ -32,6 +32,14 @@ def test_shades_and_numbers_are_shares_of_the_way_from_luck_to_certainty(report,
     assert plt.imread(tmp_path / "leakage.png").std() > 0.05
 
 
+def test_what_is_below_luck_is_nothing(report):
+    table = report.table.copy()
+    table.loc[(table["code"] == "z_bio") & (table["within"] == "B cells"), "value"] = 0.4
+    ax = pl.leakage(replace(report, table=table), show=False)
+    assert ax.images[0].get_array()[0, 0] == 0.0
+    assert ax.texts[0].get_text() == "0.00"
+
+
 def test_stars_where_batches_are_named_as_types(report):
     table = report.table.copy()
     names = {"B cells": "0", "NK": "1", "T cells": "2", "first": "0", "second": "1"}

@@ -72,6 +72,26 @@ def test_legends_columns_and_terms_that_are_zero():
     assert axes[0].get_position().x0 == axes[1].get_position().x0
 
 
+def test_weighted_terms_are_those_of_training_and_what_is_no_term_is_left_out():
+    names = ["a_train", "a_weighted_train", "a_weighted_validation", "elbo_train"]
+    names += ["elbo_validation", "kl_global_train", "train_loss_step"]
+    for order in (names, names[::-1]):
+        history = {name: pd.DataFrame({name: [1.0 + names.index(name)] * 2}) for name in order}
+        axes = pl.losses(history, show=False)
+        drawn = {key: values.tolist() for key, values in curves(axes).items()}
+        assert drawn == {
+            ("a", "training"): [1.0, 1.0],
+            ("weighted terms (training)", "a"): [2.0, 2.0],
+        }
+
+
+def test_a_single_epoch_is_a_point_to_be_seen():
+    for n_epochs, marker in ((1, "o"), (2, "None")):
+        history = {"a_train": pd.DataFrame({"a_train": np.ones(n_epochs)})}
+        (ax,) = pl.losses(history, show=False)
+        assert [line.get_marker() for line in ax.lines] == [marker]
+
+
 def test_a_model_that_is_not_trained():
     adata = simulated(n_cells=30, n_genes=40, n_types=2)
     DisentangleModel.setup_anndata(adata, batch_key="batch")

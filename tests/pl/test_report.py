@@ -32,6 +32,18 @@ def test_bars_dots_and_sizes_are_those_of_the_table(report, tmp_path):
     assert plt.imread(tmp_path / "report.png").std() > 0.05
 
 
+def test_luck_is_a_line_across_the_bars_of_each_question(report):
+    bars = pl.report(report, show=False)[0]
+    questions = [t.get_text() for t in bars.get_xticklabels()]
+    lines = {}
+    for line in bars.lines:
+        (start, end), (luck, _) = line.get_xdata(), line.get_ydata()
+        lines[questions[round((start + end) / 2)]] = luck
+    assert lines == {
+        name: 0.5 if name.startswith("batch") else pytest.approx(0.34) for name in questions
+    }
+
+
 def test_read_from_where_it_is_kept(report):
     adata = ad.AnnData(np.zeros((2, 2)), uns={"mine": report.to_dict()})
     axes = pl.report(adata, key="mine", show=False)
