@@ -1,3 +1,4 @@
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -6,6 +7,7 @@ from matplotlib.colors import to_hex
 
 from scdisentangle import InputError, pl
 from scdisentangle.data import simulated
+from scdisentangle.pl import _latents
 
 
 @pytest.fixture
@@ -101,6 +103,47 @@ def test_titles_axes_and_a_layout_that_is_not_there_yet(adata):
     assert points(ax).shape == (90, 2)
     assert ax.collections[0].get_sizes().tolist() == [7]
     assert list(adata.obsm) == keys
+
+
+def test_points_are_smaller_where_cells_are_many(adata):
+    """18,000 square points in all, up to 30 and no less than 1 for each."""
+    many = ad.concat([adata] * 20, index_unique="-")
+    for cells, area in ((adata, 30.0), (many, 10.0)):
+        ax = pl.latents(cells, "batch", use_rep="X_pca", show=False)[0, 0]
+        assert ax.collections[0].get_sizes().tolist() == [area]
+
+
+def test_cells_are_drawn_in_an_order_of_the_seed(adata):
+    """So that no batch lies on top; each has its place and colour in any order."""
+    adata.uns["batch_colors"] = ["#ff0000", "#00ff00", "#0000ff"]
+    layout, orders = adata.obsm["X_pca_umap"], []
+    for seed in (0, 0, 1):
+        ax = pl.latents(adata, "batch", use_rep="X_pca", seed=seed, show=False)[0, 0]
+        order = np.abs(points(ax)[:, None] - layout).sum(axis=2).argmin(axis=1)
+        assert sorted(order) == list(range(90))
+        colors = [to_hex(color) for color in ax.collections[0].get_facecolors()]
+        codes = adata.obs["batch"].cat.codes.to_numpy()
+        assert colors == [adata.uns["batch_colors"][code] for code in codes[order]]
+        assert np.abs(np.corrcoef(order, np.arange(90))[0, 1]) < 0.5
+        orders.append(order.tolist())
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_layout_that_is_computed_is_that_of_the_seed(adata, monkeypatch):
+    del adata.obsm["X_pca_umap"]
+    monkeypatch.setattr(_latents, "umap_coordinates", lambda code, seed: code[:, :2] + seed)
+    ax = pl.latents(adata, "batch", use_rep="X_pca", seed=7, show=False)[0, 0]
+    expected = adata.obsm["X_pca"][:, :2] + 7
+    np.testing.assert_allclose(np.sort(points(ax), axis=0), np.sort(expected, axis=0))
+
+
+def test_colors_that_are_fewer_than_the_categories_are_not_taken(adata):
+    first, _, third = categories = adata.obs["batch"].cat.categories
+    kept = adata[adata.obs["batch"] != categories[1]].copy()
+    kept.obs["batch"] = pd.Categorical(kept.obs["batch"], categories)
+    kept.uns["batch_colors"] = ["#ff0000", "#00ff00"]
+    ax = pl.latents(kept, "batch", use_rep="X_pca", show=False)[0, 0]
+    assert legend(ax) == {first: "#0072b2", third: "#e69f00"}
 
 
 def test_show(adata, monkeypatch):
