@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,13 @@ from scvi.train import SaveCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._dynamo.utils import counters
 
-from scdisentangle import DisentangleModel, _input_noise, _likelihoods, data
+from scdisentangle import (
+    DisentangleModel,
+    _input_noise,
+    _likelihoods,
+    data,
+    default_max_epochs,
+)
 from scdisentangle.objectives import OBJECTIVES
 
 
@@ -26,6 +33,28 @@ def fit(max_epochs=3, plan_kwargs=None, objective="contrastive", n_latent_nio=8,
     model = DisentangleModel(adata, n_hidden=16, n_latent_nio=n_latent_nio, objective=objective)
     model.train(max_epochs, enable_progress_bar=False, plan_kwargs=plan_kwargs, **kwargs)
     return model
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "n_epochs"),
+    [(50, 400), (100, 384), (300, 128), (427, 90), (20_000, 90), (40_000, 45), (5_000_000, 1)],
+)
+def test_epochs_by_default_are_300_minibatches_of_few_cells_and_fewer_of_many(n_cells, n_epochs):
+    assert default_max_epochs(n_cells) == n_epochs
+
+
+@pytest.mark.parametrize(("n_cells", "n_validating"), [(29, 0), (30, 3)])
+def test_of_few_cells_all_train_and_a_minibatch_that_is_too_large_is_told(n_cells, n_validating):
+    adata = data.simulated(n_cells=n_cells, n_genes=60, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=8)
+    for batch_size in (n_cells, n_cells + 1):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            model.train(1, batch_size=batch_size, enable_progress_bar=False)
+        too_large = any("fewer than a minibatch" in str(warning.message) for warning in told)
+        assert too_large == (batch_size > n_cells)
+        assert len(model.validation_indices) == n_validating
 
 
 def test_a_csv_logger_holds_the_terms(tmp_path):

@@ -5,6 +5,7 @@ import torch
 
 from scdisentangle import DisentangleModel
 from scdisentangle.data import simulated
+from scdisentangle.tl import _reconstruction
 from scdisentangle.tl._reconstruction import reconstruction_shares
 
 
@@ -43,3 +44,26 @@ def test_shares_add_up_and_can_be_repeated(model):
     shares = reconstruction_shares(model, max_cells=100)
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares == reconstruction_shares(model, max_cells=100)
+
+
+def test_shares_are_shapley_values_of_the_errors(model, monkeypatch):
+    """With z_bio first and then z_nio, and the other way round: the mean of what each adds."""
+    errors = {(True, True): 1.0, (False, True): 5.0, (True, False): 2.0, (False, False): 11.0}
+    module, own, seen = model.module, {}, []
+    inference, generative = module.inference, module.generative
+
+    def inferred(**inputs):
+        own.update(inference(**inputs), batch_index=inputs["batch_index"])
+        return own
+
+    def generated(**given):
+        seen.append(tuple(given[name].equal(own[name]) for name in ("z_bio", "batch_index")))
+        return generative(**given)
+
+    monkeypatch.setattr(module, "inference", inferred)
+    monkeypatch.setattr(module, "generative", generated)
+    loss = "reconstruction_loss"
+    monkeypatch.setattr(_reconstruction, loss, lambda *_: torch.tensor(errors[seen[-1]]))
+    bio = ((11 - 2) + (5 - 1)) / 2 / (11 - 1)
+    assert reconstruction_shares(model) == pytest.approx({"z_bio": bio, "z_nio": 1 - bio})
+    assert set(seen) == set(errors)
