@@ -151,6 +151,14 @@ def test_what_data_need_is_what_they_take():
     assert _loading.bytes_needed(source, CPU) == 0
 
 
+def test_a_matrix_by_columns_is_copied_to_be_cut_by_rows():
+    manager = DisentangleModel(setup(simulated(sparse.csc_matrix))).adata_manager
+    copy = HostRows(manager).x
+    there = copy.data.nbytes + copy.indices.nbytes + copy.indptr.nbytes
+    ends = 4 * abs(copy.shape[0] - copy.shape[1])  # of columns, and not of rows
+    assert _loading.bytes_needed(AnnTorchDataset(manager), CPU) == pytest.approx(there, abs=ends)
+
+
 def test_training_without_validation_cannot_stop_early_on_it():
     with pytest.raises(ValueError, match="no validation set"):
         trained(None, train_size=1.0, early_stopping=True)
