@@ -41,6 +41,9 @@ def test_soft_prediction_is_the_share_of_the_neighbours(model):
     for label in soft.columns:
         np.testing.assert_allclose(soft[label], (labels == label).mean(axis=1))
     assert list(soft.index) == list(model.adata.obs_names[[4, 2]])
+    votes = 5 * model.predict(soft=True).to_numpy()  # by default
+    np.testing.assert_allclose(votes, votes.round(), atol=1e-6)
+    assert ((votes > 0.5) & (votes < 4.5)).any()
 
 
 def test_a_batch_that_was_annotated_in_its_own_words_keeps_them(model):

@@ -104,6 +104,14 @@ def test_a_reference_of_one_batch_grows(cells):
     assert query_model.module.n_batch == 2
 
 
+def test_a_reference_of_one_batch_stays_where_the_query_has_it_too(cells):
+    reference, query = cells
+    one = reference[reference.obs["batch"] == "batch_0"].copy()
+    with pytest.warns(UserWarning, match="one batch"):
+        model = fit(one.copy(), 5)
+    assert_reference_is_unchanged(model, mapped(model, ad.concat([one, query])))
+
+
 def test_training_fits_the_new_batch_and_nothing_else(cells):
     reference, query = cells
     model = fit(reference.copy())
