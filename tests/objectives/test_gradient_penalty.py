@@ -146,3 +146,14 @@ def test_the_joint_classifier_is_as_wide_as_asked_for():
     layers = loss.objectives["gradient_penalty"].classifier
     shapes = [tuple(p.shape) for p in layers.parameters() if p.ndim == 2]
     assert shapes == [(7, 9), (7, 7), (3, 7)]
+
+
+def test_the_reconstruction_counts_by_its_weight_in_units_of_z_nio(make_codes):
+    """Exact for a linear decoder with orthogonal columns: variances by squared lengths."""
+    lengths = torch.arange(1.0, 6.0)
+    columns = torch.linalg.qr(torch.randn(20, 5)).Q * lengths
+    codes = make_codes(decode=lambda _, z_nio: z_nio @ columns.T)
+    options = {"batch_weight": 0.0, "reconstruction_weight": 3.0}
+    value = build_objectives({"gradient_penalty": options}, **SIZES)(codes)["gradient_penalty"]
+    expected = 3.0 * (codes.z_nio.detach().var(0, correction=0) * lengths.square()).sum()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-4)
