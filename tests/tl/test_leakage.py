@@ -105,6 +105,7 @@ def test_cells_without_a_label_are_not_read(adata):
         ({"batch_key": "batch", "label_key": "type"}, "'type' is not in adata.obs"),
         ({"batch_key": "batch", "use_rep": "X_pca"}, "'X_pca' is not in adata.obsm"),
         ({"batch_key": "batch", "min_cells": 4}, "min_cells=4"),
+        ({"batch_key": "batch", "min_cells": 5.5}, "min_cells=5.5 must be a whole number"),
     ],
 )
 def test_bad_arguments(adata, arguments, message):

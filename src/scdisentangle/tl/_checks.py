@@ -9,9 +9,10 @@ import numpy as np
 from scipy import sparse
 from scvi.model.base import BaseModelClass
 
-from scdisentangle._errors import InputError, did_you_mean, name_some
+from scdisentangle._errors import InputError, check_count, did_you_mean, name_some
 from scdisentangle._validation import check_is_anndata
 
+from ._probes import N_FOLDS
 from ._questions import is_of_a_table
 
 
@@ -38,6 +39,13 @@ def check_groups(adata: ad.AnnData, batch_key: str | None, label_key: str | None
                     f"adata.obs['{key}'] has a value '{name}', which is the name of a row of the "
                     "table: give it another."
                 )
+
+
+def check_min_cells(min_cells: int) -> None:
+    """Raise :class:`InputError` for fewer cells of a class than the folds of the probes need."""
+    check_count(min_cells=min_cells)
+    if min_cells < N_FOLDS:
+        raise InputError(f"min_cells={min_cells} is fewer than the {N_FOLDS} folds need.")
 
 
 def check_obsm(adata: ad.AnnData, keys: Iterable[str | None]) -> None:

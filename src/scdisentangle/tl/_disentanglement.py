@@ -12,10 +12,16 @@ from scdisentangle._errors import InputError
 from scdisentangle._registration import measurements
 from scdisentangle.pp._pca import components
 
-from ._checks import check_groups, check_is_model, check_obs, check_obsm, finite_codes
+from ._checks import (
+    check_groups,
+    check_is_model,
+    check_min_cells,
+    check_obs,
+    check_obsm,
+    finite_codes,
+)
 from ._clusters import clusters_by_batch, matched_clusters
 from ._dependence import dependence, effective_dimension
-from ._probes import N_FOLDS
 from ._questions import Answer, Question, answers_table, ask
 from ._reconstruction import reconstruction_shares
 from ._report import CODES, DisentanglementReport
@@ -210,8 +216,7 @@ def _check(
     max_cells: int | None,
     n_permutations: int,
 ) -> None:
-    if min_cells < N_FOLDS:
-        raise InputError(f"min_cells={min_cells} is fewer than the {N_FOLDS} folds need.")
+    check_min_cells(min_cells)
     if max_cells is not None and max_cells < 2 * min_cells:
         raise InputError(f"max_cells={max_cells} is fewer than twice min_cells={min_cells}.")
     if n_permutations < 20:

@@ -5,10 +5,7 @@ import warnings
 import anndata as ad
 import pandas as pd
 
-from scdisentangle._errors import InputError
-
-from ._checks import check_groups, check_obs, check_obsm, finite_codes
-from ._probes import N_FOLDS
+from ._checks import check_groups, check_min_cells, check_obs, check_obsm, finite_codes
 from ._questions import Question, answers_table, ask
 
 _QUESTIONS = [
@@ -93,8 +90,7 @@ def leakage(
     check_obs(adata, (batch_key, label_key))
     check_groups(adata, batch_key, label_key)
     check_obsm(adata, (use_rep, use_rep_batch))
-    if min_cells < N_FOLDS:
-        raise InputError(f"min_cells={min_cells} is fewer than the {N_FOLDS} folds need.")
+    check_min_cells(min_cells)
 
     codes = {"z_bio": finite_codes(adata, use_rep)}
     if use_rep_batch is not None:
