@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 from sklearn.cluster import KMeans
 
-from scdisentangle import DisentangleModel, InputError, _latents, data, tl
+from scdisentangle import DisentangleModel, InputError, _training, data, tl
 from scdisentangle._alignment import (
     Alignment,
     common_shifts,
@@ -166,6 +166,18 @@ def test_what_is_reset_of_a_query_is_its_own():
     assert alignment(z, batch).equal(before)
 
 
+def test_each_cell_is_moved_by_the_shifts_of_its_own_batch_whatever_is_beside_it():
+    z, batch, _ = planted(private=False)
+    alignment = Alignment(6, 3, spherical=False, max_clusters=3, n_rounds=1)
+    alignment.fit(z, batch)
+    shares = alignment._memberships(z, 0)
+    moves = torch.einsum("ik,ikd->id", shares, alignment.shifts[0, batch])
+    together = alignment(z, batch)
+    torch.testing.assert_close(together, z - moves)
+    alone = [alignment(z[i : i + 1], batch[i : i + 1]) for i in range(20)]
+    assert torch.cat(alone).equal(together[:20])
+
+
 def test_a_new_batch_joins_and_the_others_stay():
     z, batch, cluster = planted(private=False)
     alignment = Alignment(6, 3, spherical=False, max_clusters=3)
@@ -266,7 +278,7 @@ def test_shifts_are_found_from_so_many_random_cells(monkeypatch):
     model.module.unsettle()
     raw = model.get_latent_representation()
     seen = []
-    monkeypatch.setattr(_latents, "CELLS_TO_ALIGN", 240)
+    monkeypatch.setattr(_training, "CELLS_TO_ALIGN", 240)
     monkeypatch.setattr(Alignment, "fit", lambda self, *cells: seen.append(cells))
     model.align()
     (z, batch), codes = seen[0], adata.obs["batch"].cat.codes.to_numpy()

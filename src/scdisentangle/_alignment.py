@@ -98,9 +98,7 @@ class Alignment(AddedLater):
         return (-distances.square() / self.widths[i]).softmax(dim=1)
 
     def _moved(self, z: Tensor, batch: Tensor, memberships: Tensor, i: int) -> Tensor:
-        moved = z.clone()
-        for b in batch.unique():
-            moved[batch == b] -= memberships[batch == b] @ self.shifts[i, b]
+        moved = z - (memberships.unsqueeze(1) @ self.shifts[i, batch]).squeeze(1)
         if not self.spherical:
             return moved
         return nn.functional.normalize(moved, dim=1) * z.norm(dim=1, keepdim=True)
