@@ -1,7 +1,12 @@
 """Groups of like cells without labels, on codes whose groups are known."""
 
+from itertools import combinations
+
+import networkx as nx
 import numpy as np
 import pandas as pd
+import pytest
+from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from scdisentangle.tl._clusters import clusters_by_batch, matched_clusters
@@ -50,3 +55,39 @@ def test_clusters_are_matched_where_each_is_the_nearest_of_the_other():
         ["x, 1"],
         ["y, 1"],
     ]
+
+
+def test_every_pair_of_batches_is_matched():
+    """Against the definition: means that are each other's nearest of the two batches."""
+    rng = np.random.default_rng(0)
+    batch = pd.Series(np.repeat([f"b{i}" for i in range(7)], 40))
+    cluster = batch + pd.Series(rng.integers(4, size=len(batch))).map(", {}".format)
+    code = (
+        rng.normal(size=(len(batch), 3))
+        + 5 * rng.normal(size=(28, 3))[pd.factorize(cluster, sort=True)[0]]
+    )
+    means = pd.DataFrame(code).groupby(cluster).mean()
+    of_batch = means.index.str[:2]
+    matches = nx.Graph()
+    matches.add_nodes_from(means.index)
+    for one, other in combinations(of_batch.unique(), 2):
+        apart = pd.DataFrame(
+            cdist(means[of_batch == one], means[of_batch == other]),
+            index=means.index[of_batch == one],
+            columns=means.index[of_batch == other],
+        )
+        matches.add_edges_from(
+            (name, to) for name, to in apart.idxmin(axis=1).items() if apart[to].idxmin() == name
+        )
+    expected = list(nx.connected_components(matches))
+    assert len(expected) == 3
+    found = cluster.groupby(matched_clusters(code, cluster, batch)).agg(set)
+    assert sorted(map(sorted, found)) == sorted(map(sorted, expected))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_is_shown_over_batches_if_asked_for(shown, capsys):
+    code = np.random.default_rng(0).normal(size=(40, 2))
+    batch = pd.Series(np.repeat(["x", "y"], 20))
+    clusters_by_batch(code, batch, min_cells=10, seed=0, progress_bar=shown)
+    assert ("Clustering" in capsys.readouterr().err) == shown

@@ -141,3 +141,9 @@ def test_what_is_handed_in_must_be_of_the_right_kind():
     dense = tl.leakage(adata, "batch")
     adata.obsm["X_disentangle"] = sparse.csr_matrix(adata.obsm["X_disentangle"])
     pd.testing.assert_frame_equal(tl.leakage(adata, "batch"), dense)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_is_shown_unless_it_is_not_wanted(adata, shown, capsys):
+    tl.leakage(adata, "batch", use_rep_batch=None, progress_bar=shown)
+    assert ("Probing" in capsys.readouterr().err) == shown

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.metrics.pairwise import euclidean_distances
+from tqdm.auto import tqdm
 
 _MOST_CLUSTERS = 12
 _SILHOUETTE_CELLS = 1000
 
 
-def clusters_by_batch(code: np.ndarray, batch: pd.Series, min_cells: int, seed: int) -> pd.Series:
+def clusters_by_batch(
+    code: np.ndarray, batch: pd.Series, min_cells: int, seed: int, *, progress_bar: bool = False
+) -> pd.Series:
     """Clusters of each batch on its own, named after it; batches of few cells have none."""
     clusters = pd.Series(pd.NA, index=batch.index, dtype=object)
-    for name in batch.dropna().unique():
+    names = batch.dropna().unique()
+    for name in tqdm(names, desc="Clustering", unit="batch", disable=not progress_bar, leave=False):
         cells = np.flatnonzero((batch == name).to_numpy())
         if len(cells) >= 2 * min_cells:
             clusters.iloc[cells] = [f"{name}, {n}" for n in _clusters(code[cells], seed)]
@@ -50,16 +52,18 @@ def matched_clusters(code: np.ndarray, cluster: pd.Series, batch: pd.Series) -> 
     Haghverdi et al. (2018), Batch effects in single-cell RNA-sequencing data are corrected by
     matching mutual nearest neighbors, Nature Biotechnology 36.
     """
-    names = np.array(sorted(cluster.dropna().unique()))
-    means = np.array([code[(cluster == name).to_numpy()].mean(axis=0) for name in names])
-    batch_of = np.array([str(batch[(cluster == name).to_numpy()].iloc[0]) for name in names])
-    pairs = []
-    for one, other in combinations(np.unique(batch_of), 2):
-        rows, columns = np.flatnonzero(batch_of == one), np.flatnonzero(batch_of == other)
-        distances = euclidean_distances(means[rows], means[columns])
-        nearest, back = distances.argmin(axis=1), distances.argmin(axis=0)
-        pairs += [(rows[i], columns[j]) for i, j in enumerate(nearest) if back[j] == i]
-    one, other = np.array(pairs).T
+    known = cluster.notna().to_numpy()
+    of_cell, names = pd.factorize(cluster.to_numpy()[known], sort=True)
+    n_cells = np.bincount(of_cell)[:, None]
+    members = csr_array((np.ones(len(of_cell)), (of_cell, np.arange(len(of_cell)))))
+    means = members @ code[known] / n_cells
+    _, first = np.unique(of_cell, return_index=True)
+    batches, batch_of = np.unique(batch.to_numpy()[known][first].astype(str), return_inverse=True)
+    distances = euclidean_distances(means)
+    columns = [np.flatnonzero(batch_of == b) for b in range(len(batches))]
+    nearest = np.stack([own[distances[:, own].argmin(axis=1)] for own in columns], axis=1)
+    mutual = nearest[nearest, batch_of[:, None]] == np.arange(len(names))[:, None]
+    one, other = np.nonzero(mutual)[0], nearest[mutual]
     graph = coo_matrix((np.ones(len(one)), (one, other)), shape=(len(names), len(names)))
     _, group = connected_components(graph, directed=False)
     name_of = {name: f"group {number}" for name, number in zip(names, group, strict=True)}

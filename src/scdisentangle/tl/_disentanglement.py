@@ -94,7 +94,7 @@ def disentanglement_report(
     seed
         Seed of folds, draws, clusters and permutations.
     progress_bar
-        Whether to show a progress bar over the probes.
+        Whether to show progress bars, over the batches that are clustered and over the probes.
 
     Returns
     -------
@@ -129,7 +129,9 @@ def disentanglement_report(
     if labelled:
         columns |= {"label": adata.obs[label_key], "labels": adata.obs[label_key]}
     else:
-        columns["cluster"] = clusters_by_batch(codes["unintegrated"], batch, min_cells, seed)
+        columns["cluster"] = clusters_by_batch(
+            codes["unintegrated"], batch, min_cells, seed, progress_bar=progress_bar
+        )
         columns["clusters"] = matched_clusters(codes["z_bio"], columns["cluster"], batch)
     answers, left_out = ask(
         _questions(codes, labelled),

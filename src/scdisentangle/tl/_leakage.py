@@ -29,6 +29,7 @@ def leakage(
     max_cells: int | None = 20_000,
     key_added: str = "leakage",
     seed: int = 0,
+    progress_bar: bool = True,
 ) -> pd.DataFrame:
     """Measure what each code predicts, and so what it gives away that it should not.
 
@@ -60,6 +61,8 @@ def leakage(
         Key of ``adata.uns`` for the table.
     seed
         Seed of the folds and the draws.
+    progress_bar
+        Whether to show a progress bar over the probes.
 
     Returns
     -------
@@ -105,6 +108,7 @@ def leakage(
         min_cells=min_cells,
         max_cells=max_cells,
         seed=seed,
+        progress_bar=progress_bar,
     )
     if left_out:
         warnings.warn(
