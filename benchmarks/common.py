@@ -55,7 +55,11 @@ def scores(adata: ad.AnnData) -> dict[str, float]:
             adata, BATCH, LABEL, "X_disentangle", progress_bar=False
         ).iloc[0]
         leakage = scdisentangle.tl.leakage(
-            adata, BATCH, LABEL, use_rep_batch="X_disentangle_batch" if has_nio else None
+            adata,
+            BATCH,
+            LABEL,
+            use_rep_batch="X_disentangle_batch" if has_nio else None,
+            progress_bar=False,
         ).set_index(["code", "target", "within"])
     found = row.to_dict()
     found["batch from z_bio within types"] = leakage.excess["z_bio", "batch", "mean over labels"]

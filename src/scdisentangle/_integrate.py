@@ -89,8 +89,8 @@ def _expected_seconds(adata: ad.AnnData, arguments: argparse.Namespace) -> dict[
         "Select": 1 + 0.2 * thousands,
         "Train": 2 + 0.4 * epochs * thousands,
         "Embed": 1 + 0.1 * thousands,
-        "Score": 4 + 2 * thousands + scored,
-        "Draw": 10 + 8 * thousands,
+        "Score": 4 + 2 * min(thousands, 20) + scored,  # probes read some of the cells only
+        "Draw": 10 + 8 * min(thousands, 10) + max(thousands - 10, 0),  # UMAP halves its epochs
         "Write": 1 + 0.1 * thousands,
     }
 
@@ -215,7 +215,9 @@ def _draw(
         BIO: r"$z_\mathrm{bio}$",
         BATCH: r"$z_\mathrm{nio}$",
     }
-    tl.umap(adata, list(titles))
+    for key in titles:
+        steps.console.print(f"  UMAP of {key}")
+        tl.umap(adata, [key])
     colors = [key for key in (arguments.batch_key, arguments.label_key) if key is not None]
     previous = plt.get_backend()
     plt.switch_backend("agg")
