@@ -442,6 +442,11 @@ def test_dispersions_are_as_many_as_asked_for(adata):
         assert len(np.unique(found, axis=0)) == len(np.unique(groups))
         for code in np.unique(groups):
             assert len(np.unique(found[groups == code], axis=0)) == 1
+    new = model.adata.copy()
+    new.obs["celltype"] = new.obs["celltype"].astype(str).replace({"type_1": "new"})
+    assert np.isfinite(model.get_latent_representation(new)).all()
+    with pytest.raises(InputError, match="a label that training did not have"):
+        model.get_normalized_expression(new)
     found = fit(adata, 2, dispersion="gene-cell").get_likelihood_parameters()["dispersions"]
     assert len(np.unique(found, axis=0)) == 200
 

@@ -410,12 +410,19 @@ class DisentangleModule(
     def _get_generative_input(
         self, tensors: dict[str, Tensor], inference_outputs: dict[str, Tensor]
     ):
+        labels = tensors.get(REGISTRY_KEYS.LABELS_KEY)
+        if self.dispersion == "gene-label" and not self.training and labels.max() >= self.n_labels:
+            raise InputError(
+                "Some cells have a label that training did not have, and with "
+                "dispersion='gene-label' no dispersion of genes is known for it. Codes are: "
+                "get_latent_representation."
+            )
         return {
             "z_bio": inference_outputs["z_bio"],
             "z_nio": inference_outputs["z_nio"],
             MODULE_KEYS.LIBRARY_KEY: inference_outputs[MODULE_KEYS.LIBRARY_KEY],
             MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
-            MODULE_KEYS.Y_KEY: tensors.get(REGISTRY_KEYS.LABELS_KEY),
+            MODULE_KEYS.Y_KEY: labels,
             **self.covariates(tensors),
         }
 
