@@ -290,6 +290,27 @@ def test_values_that_are_not_finite(adata, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["nan.h5ad"]
 
 
+@pytest.mark.parametrize("table", ["obs", "var"])
+def test_a_file_that_could_not_be_written_is_refused_first(
+    adata, source, tmp_path, monkeypatch, capsys, table
+):
+    reserved = adata.copy()
+    getattr(reserved, table)["_index"] = 1
+    monkeypatch.setattr(_integrate.ad, "read_h5ad", lambda _: reserved)
+    assert run(source, tmp_path / "out") == 2
+    assert "has a column '_index'" in error_of(capsys)
+
+
+def test_data_that_cannot_be_written_cost_no_model(source, tmp_path, monkeypatch, capsys):
+    def fail(*_args, **_kwargs):
+        raise ValueError("no such encoding")
+
+    monkeypatch.setattr(_integrate.ad.AnnData, "write_h5ad", fail)
+    assert run(source, tmp_path / "out") == 0
+    assert "The data were not written" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "out" / "model" / "model.pt").is_file()
+
+
 def test_input_that_is_missing_or_not_an_h5ad(tmp_path, capsys):
     text = tmp_path / "text.h5ad"
     text.write_text("no")

@@ -554,6 +554,9 @@ def test_cells_without_a_group_are_compared_with_none(model):
     adata.obs["partly"] = adata.obs["celltype"].astype(str).where(np.arange(adata.n_obs) % 5 > 0)
     table = model.differential_expression(groupby="partly", group1="type_0", silent=True)
     assert set(table["comparison"]) == {"type_0 vs Rest"}
+    adata.obs["none"] = np.nan
+    with pytest.raises(InputError, match=r"obs\['none'\] \(groupby\) has no value"):
+        model.differential_expression(groupby="none")
     with pytest.raises(InputError, match="no cells of group 'nan'"):
         model.differential_expression(groupby="partly", group1="nan")
 

@@ -366,6 +366,8 @@ def _check_groups(cells: AnnData | MuData, groupby, group1, group2) -> None:
             f"groupby='{groupby}' is not in adata.obs. {did_you_mean(groupby, cells.obs)}"
         )
     found = cells.obs[groupby].dropna().unique().tolist()
+    if not found:
+        raise InputError(f"adata.obs['{groupby}'] (groupby) has no value for any cell.")
     several = isinstance(group1, Iterable) and not isinstance(group1, str)
     for group in [*(group1 if several else [group1]), group2]:
         if group is None or group in found:

@@ -42,7 +42,8 @@ def integrate(arguments: argparse.Namespace) -> None:
         steps.start("Write", f"{arguments.out}/")
         model.save(str(folder / _output.MODEL))
         pd.concat(model.history.values(), axis=1).to_csv(folder / _output.HISTORY)
-        adata.write_h5ad(folder / _output.ADATA)
+        with _at_most_a_warning("The data were not written; the model, which holds, gives codes."):
+            adata.write_h5ad(folder / _output.ADATA)
     for table in tables:
         console.print(table)
     steps.finish(f"Everything is in {arguments.out}/")
@@ -90,7 +91,7 @@ def _expected_seconds(adata: ad.AnnData, arguments: argparse.Namespace) -> dict[
         "Train": 2 + 0.4 * epochs * thousands,
         "Embed": 1 + 0.1 * thousands,
         "Score": 4 + 2 * min(thousands, 20) + scored,  # probes read some of the cells only
-        "Draw": 10 + 8 * min(thousands, 10) + max(thousands - 10, 0),  # UMAP halves its epochs
+        "Draw": 10 + 8 * min(thousands, 10) + max(thousands - 10, 0),  # UMAP takes fewer epochs
         "Write": 1 + 0.1 * thousands,
     }
 
@@ -103,9 +104,15 @@ def _read(arguments: argparse.Namespace, steps: _Steps) -> ad.AnnData:
         steps.start("Read", str(arguments.input))
         try:
             adata = ad.read_h5ad(arguments.input)
-        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:
             raise InputError(f"{arguments.input} cannot be read as .h5ad: {error}") from error
     check_obs(adata, (arguments.batch_key, arguments.label_key))
+    for table in (adata.obs, adata.var, *(() if adata.raw is None else (adata.raw.var,))):
+        if "_index" in table:
+            raise InputError(
+                f"{arguments.input} has a column '_index', a name that .h5ad files keep for "
+                "themselves, and could not be written: rename it."
+            )
     n_batches = adata.obs[arguments.batch_key].nunique()
     steps.console.print(f"  {adata.n_obs:,} cells, {adata.n_vars:,} genes, {n_batches} batches")
     return adata

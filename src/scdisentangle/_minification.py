@@ -8,7 +8,7 @@ from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data.fields import ObsmField
 from scvi.model.base import BaseMinifiedModeModelClass
 
-from ._errors import InputError
+from ._errors import InputError, check_choice
 from ._sampling import NIO_QZM_KEY, NIO_QZV_KEY
 
 
@@ -44,6 +44,9 @@ class MinificationMixin(BaseMinifiedModeModelClass):
                 "A MuData cannot be minified. Make the model with the AnnData of its modality, as "
                 "mdata.mod['rna'], or keep the counts."
             )
+        check_choice("minified_data_type", minified_data_type, ADATA_MINIFY_TYPE)
+        if self.adata is None:
+            raise InputError("The model was made without data: there is nothing to minify.")
         for key in (use_latent_qzm_key, use_latent_qzv_key):
             if key not in self.adata.obsm:
                 raise InputError(

@@ -414,8 +414,8 @@ class DisentangleModule(
         if self.dispersion == "gene-label" and not self.training and labels.max() >= self.n_labels:
             raise InputError(
                 "Some cells have a label that training did not have, and with "
-                "dispersion='gene-label' no dispersion of genes is known for it. Codes are: "
-                "get_latent_representation."
+                "dispersion='gene-label' no dispersion of genes is known for it. "
+                "get_latent_representation works for these cells."
             )
         return {
             "z_bio": inference_outputs["z_bio"],

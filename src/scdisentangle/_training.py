@@ -75,7 +75,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         AttributeError
             If there is neither an AnnData nor a data module to train on.
         """
-        self._check_training(max_epochs, train_size, batch_size, plan_kwargs or {}, kwargs)
+        self._check_training(max_epochs, train_size, batch_size, kwargs)
         batch_size = int(batch_size)
         max_epochs = None if max_epochs is None else int(max_epochs)
         if self.adata is not None:
@@ -93,6 +93,11 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 )
             if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
                 kwargs.setdefault("check_val_every_n_epoch", 1)
+            elif (plan_kwargs or {}).get("reduce_lr_on_plateau") and "datamodule" not in kwargs:
+                raise InputError(
+                    "reduce_lr_on_plateau=True watches the loss of validation, and no cells "
+                    "validate: take a smaller train_size, or more cells."
+                )
         if self.module is not None and self.module.is_frozen:
             warnings.warn(
                 "There is nothing to train: all batches of the query are the reference's, or it "
@@ -208,7 +213,6 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         max_epochs: int | None,
         train_size: float | None,
         batch_size: int,
-        plan_kwargs: Mapping,
         options: Mapping,
     ) -> None:
         """Refuse what :meth:`train` cannot do, before anything of the model changes."""
@@ -240,11 +244,6 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if train_size is not None:
             check_share(train_size=train_size)
             check_positive(train_size=train_size)
-            if train_size == 1 and plan_kwargs.get("reduce_lr_on_plateau"):
-                raise InputError(
-                    "reduce_lr_on_plateau=True watches the loss of validation, and with "
-                    "train_size=1 no cells validate: take train_size=0.9."
-                )
 
 
 def default_max_epochs(n_obs: int) -> int:

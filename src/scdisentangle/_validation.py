@@ -14,6 +14,7 @@ from scvi.dataloaders import CollectionAdapter
 
 from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 from ._values import (
+    FIRST_ROWS,
     ValueKind,
     begins_with_whole_counts,
     first_entries,
@@ -130,6 +131,8 @@ def check_values(adata: AnnData, layer: str | None) -> None:
     where = _where(layer)
     if x is None:
         raise InputError(f"{where} is empty: register values with layer=, or set adata.X.")
+    if not _is_of_numbers(x):
+        raise InputError(f"{where} holds values of type {x.dtype}, and must hold numbers.")
     bad = first_entries(x, lambda block: ~np.isfinite(block))
     if bad is not None:
         cells, genes = bad
@@ -263,16 +266,20 @@ def warn_of_counts_elsewhere(adata: AnnData, layer: str | None) -> None:
     """Warn where the registered values are no counts, but those of a layer, or of ``.X``, are."""
     if type(adata) is CollectionAdapter:  # whose layers are looked at part by part only
         return
-    for other in {None, *adata.layers} - {layer}:
+    found = []
+    for other in dict.fromkeys((None, *adata.layers)):
         values = matrix(adata, other)
-        if values is None or not np.issubdtype(values.dtype, np.number):
+        if other == layer or values is None or values.dtype == bool or not _is_of_numbers(values):
             continue
-        if begins_with_whole_counts(adata, other):
-            _warn(
-                f"{_where(layer)} holds no counts, and is taken as already normalised, but "
-                f"{_where(other)} does. If they are the cells' raw counts, register these: "
-                f"layer={other!r} in setup_anndata."
-            )
+        some = first_entries(values[:FIRST_ROWS], lambda x: x > 0) is not None
+        if some and begins_with_whole_counts(adata, other):
+            found.append(other)
+    if found:
+        _warn(
+            f"{_where(layer)} holds no counts, and is taken as already normalised, but "
+            f"{' and '.join(map(_where, found))} may. If one holds the cells' raw counts, register "
+            f"that: layer={found[0]!r}."
+        )
 
 
 def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:
@@ -325,6 +332,12 @@ def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:
         f"adata.obs['{key}'] has values that the model did not see in training: "
         f"{name_some(unseen)}. It knows {name_some(known, limit=10)}. {way_out}"
     )
+
+
+def _is_of_numbers(x) -> bool:
+    """Whether values have a type of real numbers; that of a collection is not known."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is None or (isinstance(dtype, np.dtype) and dtype.kind in "biuf")
 
 
 def _warn(message: str) -> None:

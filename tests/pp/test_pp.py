@@ -157,6 +157,10 @@ def test_nothing_to_select_or_to_turn(adata):
         pp.select_genes(adata, 5, batch_key="own")
     adata.X = np.ones(adata.shape, np.float32)
     with pytest.raises(InputError, match="No gene varies"):
+        pp.pca(adata)
+    first = (adata.obs["batch"] == "batch_0").to_numpy(np.float32)
+    adata.X = np.tile(1 + first[:, None], adata.n_vars)
+    with pytest.raises(InputError, match="No gene varies within any of 3 batches"):
         pp.select_genes(adata, 5, batch_key="batch")
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _TINY = 1e-12
 
@@ -102,10 +104,10 @@ def gaussian_kernel(z: Tensor, sigma: float | Callable[[Tensor], Tensor] = media
     -------
     Tensor of shape ``(n, n)``.
     """
-    squared = squared_distances(z)
+    squared = squared_distances(z.detach())
     if callable(sigma):
-        sigma = sigma(squared.detach())
-    return (-squared / (2.0 * sigma**2)).exp()
+        sigma = sigma(squared)
+    return _GaussianSum.apply(z, squared, 2.0 * sigma**2, 1, 1.0)
 
 
 def multiscale_kernel(
@@ -129,11 +131,44 @@ def multiscale_kernel(
     -------
     Tensor of shape ``(n, n)``.
     """
-    squared = squared_distances(z)
-    base = fix_sigma
-    if base is None:
-        base = base_bandwidth(squared.detach(), kernel_num, kernel_mul)
-    return sum((-squared / (base * kernel_mul**u)).exp() for u in range(kernel_num))
+    squared = squared_distances(z.detach())
+    base = base_bandwidth(squared, kernel_num, kernel_mul) if fix_sigma is None else fix_sigma
+    widest = base * kernel_mul ** (kernel_num - 1)
+    return _GaussianSum.apply(z, squared, widest, kernel_num, kernel_mul)
+
+
+class _GaussianSum(torch.autograd.Function):
+    """Sum over u of exp(-squared / widest) ** (mul ** u), with its gradient in closed form.
+
+    One exponential serves all scales, and one matrix is kept for the gradient; through autograd's
+    own graph every scale would keep one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, squared: Tensor, widest: float | Tensor, num: int, mul: float
+    ) -> Tensor:
+        term = squared.div_(-widest).exp_()
+        kernel = slope = term
+        if num > 1:
+            kernel, slope = term.clone(), term.clone()
+        for u in range(1, num):
+            term.pow_(mul)
+            kernel.add_(term)
+            slope.add_(term, alpha=mul**u)
+        ctx.save_for_backward(z, slope)
+        ctx.widest = widest
+        return kernel
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        z, slope = ctx.saved_tensors
+        of_code, z = z.dtype, z.to(slope.dtype)
+        pull = gradient * slope
+        total = (pull.sum(0) + pull.sum(1)).unsqueeze(1)
+        slope_of_z = (pull @ z + pull.T @ z - total * z) * (2.0 / ctx.widest)
+        return slope_of_z.to(of_code), None, None, None, None
 
 
 def or_one(scale: Tensor) -> Tensor:

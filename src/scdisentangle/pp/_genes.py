@@ -10,7 +10,7 @@ import scanpy as sc
 from scdisentangle._errors import InputError, check_count
 
 from ._threads import threads_kept
-from ._values import log_expression
+from ._values import log_expression, varies
 
 
 @threads_kept()
@@ -64,10 +64,10 @@ def select_genes(
     else:
         sizes = values.obs["batch"].value_counts()
         values = values[values.obs["batch"].isin(sizes.index[sizes > 1])].copy()
-        if values.n_obs == 0 or (values.X.max(axis=0) - values.X.min(axis=0)).sum() == 0:
+        if not any(varies(values[values.obs["batch"] == b]) for b in sizes.index[sizes > 1]):
             raise InputError(
-                f"No gene varies among the cells of {len(sizes)} batches of "
-                f"{adata.n_obs} cells in all, so that there are none to select: look at the "
+                f"No gene varies within any of {len(sizes)} batches of {adata.n_obs} cells in "
+                "all, so that there are none to select: look at the "
                 "values, and at batch_key."
             )
         rank = _by_variance if values.X.min() < 0 else _by_dispersion

@@ -7,7 +7,7 @@ import scanpy as sc
 from scdisentangle._errors import InputError, check_count
 
 from ._threads import threads_kept
-from ._values import log_expression
+from ._values import log_expression, varies
 
 
 def pca(
@@ -65,6 +65,8 @@ def components(
         values = values[:, adata.var["highly_variable"].to_numpy()].copy()
     if min(values.shape) < 2:
         raise InputError(f"Components need two cells and two genes, and there are {values.shape}.")
+    if not varies(values):
+        raise InputError("No gene varies, so that there are no components: look at the values.")
     n_comps = min(n_comps, values.n_obs - 1, values.n_vars - 1)
     sc.pp.pca(values, n_comps=n_comps, random_state=seed, mask_var=None)
     return values.obsm["X_pca"]

@@ -36,6 +36,11 @@ def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) 
     return copy
 
 
+def varies(values: ad.AnnData) -> bool:
+    """Whether any gene differs between cells."""
+    return (values.X.max(axis=0) - values.X.min(axis=0)).sum() > 0
+
+
 def _names(n: int) -> pd.Index:
     """Unique whatever the names of the user's cells and genes."""
     return pd.RangeIndex(n).astype(str)

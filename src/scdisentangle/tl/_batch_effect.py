@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
-from scdisentangle._errors import InputError
 from scdisentangle._likelihoods import COUNT_LIKELIHOODS
 from scdisentangle._registration import measurements
 
@@ -64,8 +63,6 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     """
     check_is_model(model)
     adata = model.adata
-    if adata is None:
-        raise InputError("The model was made from a registry and holds no cells to decode.")
     state = model.registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
     present = np.unique(model.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY))
     batches = [state["categorical_mapping"][number] for number in present]

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import anndata as ad
 import numpy as np
 from scipy import sparse
-from scvi.model.base import BaseModelClass
 
 from scdisentangle._errors import InputError, check_count, did_you_mean, name_some
+from scdisentangle._model import DisentangleModel
 from scdisentangle._validation import check_is_anndata
 
 from ._probes import N_FOLDS
@@ -17,9 +17,14 @@ from ._questions import is_of_a_table
 
 
 def check_is_model(model: object) -> None:
-    """Raise :class:`InputError` for what is no model of scvi-tools."""
-    if not isinstance(model, BaseModelClass):
+    """Raise :class:`InputError` for what is no model of ours, or holds no cells."""
+    if not isinstance(model, DisentangleModel):
         raise InputError(f"Pass a trained DisentangleModel, not {type(model).__name__}.")
+    if model.adata is None:
+        raise InputError(
+            "The model was made from a registry and holds no cells: put its codes into the obsm "
+            "of an AnnData, and pass that."
+        )
 
 
 def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:

@@ -178,11 +178,6 @@ def _codes(
             code: finite_codes(model_or_adata, key) for code, key in keys.items() if key is not None
         }
     check_is_model(model_or_adata)
-    if model_or_adata.adata is None:
-        raise InputError(
-            "The model was made from a registry and holds no cells: put its codes into the obsm "
-            "of an AnnData, and pass that."
-        )
     representations = {"z_bio": "bio", "z_nio": "batch"}
     return model_or_adata.adata, {
         code: model_or_adata.get_latent_representation(representation=name)
