@@ -183,7 +183,9 @@ def test_counts_that_are_not_the_registered_values_are_pointed_at():
     adata.layers["none"], adata.layers["complex"] = 0 * adata.X, 1j * adata.X
     with pytest.warns(UserWarning, match=r"adata.X holds no counts.*layers\['counts'\] may"):
         DisentangleModel(adata)
-    adata.layers["spliced"] = adata.layers["counts"]
+    adata.layers["spliced"] = pd.DataFrame(
+        adata.layers["counts"], index=adata.obs_names, columns=adata.var_names
+    )
     with pytest.warns(UserWarning, match=r"layers\['counts'\] and adata.layers\['spliced'\] may"):
         DisentangleModel(adata)
     with warnings.catch_warnings():

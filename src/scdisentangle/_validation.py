@@ -269,7 +269,7 @@ def warn_of_counts_elsewhere(adata: AnnData, layer: str | None) -> None:
     found = []
     for other in dict.fromkeys((None, *adata.layers)):
         values = matrix(adata, other)
-        if other == layer or values is None or values.dtype == bool or not _is_of_numbers(values):
+        if other == layer or values is None or not _is_of_numbers(values, kinds="iuf"):
             continue
         some = first_entries(values[:FIRST_ROWS], lambda x: x > 0) is not None
         if some and begins_with_whole_counts(adata, other):
@@ -334,10 +334,10 @@ def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:
     )
 
 
-def _is_of_numbers(x) -> bool:
-    """Whether values have a type of real numbers; that of a collection is not known."""
+def _is_of_numbers(x, kinds: str = "biuf") -> bool:
+    """Whether values have a type of real numbers; a collection, or a table, has no one type."""
     dtype = getattr(x, "dtype", None)
-    return dtype is None or (isinstance(dtype, np.dtype) and dtype.kind in "biuf")
+    return dtype is None or (isinstance(dtype, np.dtype) and dtype.kind in kinds)
 
 
 def _warn(message: str) -> None:
