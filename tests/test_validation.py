@@ -475,7 +475,12 @@ def test_a_plateau_of_validation_needs_cells_that_validate():
     adata = make()
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     model = DisentangleModel(adata, n_hidden=8)
-    for options in ({"train_size": 1.0}, {"train_size": 0.99}, {"validation_size": 0}):
+    for options in (
+        {"train_size": 1.0},
+        {"train_size": 1.0, "datamodule": None},
+        {"train_size": 0.99},
+        {"validation_size": 0},
+    ):
         with pytest.raises(InputError, match="reduce_lr_on_plateau=True watches.*smaller train"):
             model.train(1, **options, plan_kwargs={"reduce_lr_on_plateau": True})
 

@@ -16,16 +16,10 @@ from scvi.model._utils import scrna_raw_counts_properties
 from scvi.model.base import RNASeqMixin, VAEMixin
 from scvi.model.base._de_core import _de_core
 
-from ._errors import (
-    InputError,
-    MissingKeyError,
-    check_options,
-    check_positive,
-    did_you_mean,
-    name_some,
-)
+from ._errors import InputError, check_options, check_positive, did_you_mean, name_some
 from ._likelihoods import COUNT_LIKELIHOODS
 from ._registration import measurements
+from ._validation import check_column
 
 OVERDISPERSED = ("nb", "zinb")
 
@@ -361,10 +355,7 @@ def _check_groups(cells: AnnData | MuData, groupby, group1, group2) -> None:
     """Check that the groups to compare, where they are named by a column, have cells."""
     if not isinstance(groupby, str):
         return
-    if groupby not in cells.obs:
-        raise MissingKeyError(
-            f"groupby='{groupby}' is not in adata.obs. {did_you_mean(groupby, cells.obs)}"
-        )
+    check_column(cells, "groupby", groupby)
     found = cells.obs[groupby].dropna().unique().tolist()
     if not found:
         raise InputError(f"adata.obs['{groupby}'] (groupby) has no value for any cell.")

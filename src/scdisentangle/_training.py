@@ -91,9 +91,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                     UserWarning,
                     stacklevel=settings.warnings_stacklevel,
                 )
+            watches_validation = (plan_kwargs or {}).get("reduce_lr_on_plateau")
             if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
                 kwargs.setdefault("check_val_every_n_epoch", 1)
-            elif (plan_kwargs or {}).get("reduce_lr_on_plateau") and "datamodule" not in kwargs:
+            elif watches_validation and kwargs.get("datamodule") is None:
                 raise InputError(
                     "reduce_lr_on_plateau=True watches the loss of validation, and no cells "
                     "validate: take a smaller train_size, or more cells."

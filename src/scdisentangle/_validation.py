@@ -26,6 +26,12 @@ from ._values import (
 )
 
 
+def check_column(adata: AnnData, argument: str, key: str) -> None:
+    """Raise :class:`MissingKeyError` for a column that an argument names and ``.obs`` lacks."""
+    if key not in adata.obs:
+        raise MissingKeyError(f"{argument}='{key}' is not in adata.obs. {_known(key, adata.obs)}")
+
+
 def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None]) -> None:
     """Check that every key exists, and that the batch is known for every cell.
 
@@ -50,10 +56,7 @@ def check_keys(adata: AnnData, layer: str | None, obs_keys: dict[str, str | None
     for argument, key in obs_keys.items():
         if key is None:
             continue
-        if key not in adata.obs:
-            raise MissingKeyError(
-                f"{argument}='{key}' is not in adata.obs. {_known(key, adata.obs)}"
-            )
+        check_column(adata, argument, key)
         column = adata.obs[key]
         named = not pd.api.types.is_numeric_dtype(column)
         kinds = {type(value).__name__ for value in column.dropna().unique()} if named else set()

@@ -47,11 +47,3 @@ def test_hides_the_batch(alike):
     assert alike.leakage(alike.z) > 0.9
     assert alike.leakage(z) < 0.75
     assert alike.type_accuracy(z) > 0.9
-
-
-def test_the_classifier_is_as_wide_as_asked_for():
-    sizes = {"n_latent_bio": 5, "n_latent_nio": 4, "n_batch": 3}
-    loss = build_objectives({"adversary": {"n_hidden": 7}}, **sizes)
-    layers = loss.objectives["adversary"].classifier
-    shapes = [tuple(p.shape) for p in layers.parameters() if p.ndim == 2]
-    assert shapes == [(7, 5), (7, 7), (3, 7)]

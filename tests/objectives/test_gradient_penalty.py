@@ -140,14 +140,6 @@ def test_refuses_weights_that_leave_nothing():
         build_objectives({"gradient_penalty": {"batch_weight": float("nan")}}, **SIZES)
 
 
-def test_the_joint_classifier_is_as_wide_as_asked_for():
-    sizes = {"n_latent_bio": 5, "n_latent_nio": 4, "n_batch": 3}
-    loss = build_objectives({"gradient_penalty": {"n_hidden": 7}}, **sizes)
-    layers = loss.objectives["gradient_penalty"].classifier
-    shapes = [tuple(p.shape) for p in layers.parameters() if p.ndim == 2]
-    assert shapes == [(7, 9), (7, 7), (3, 7)]
-
-
 def test_the_reconstruction_counts_by_its_weight_in_units_of_z_nio(make_codes):
     """Exact for a linear decoder with orthogonal columns: variances by squared lengths."""
     lengths = torch.arange(1.0, 6.0)

@@ -161,6 +161,21 @@ def test_errors_name_the_culprit_and_the_way_out(spec, message):
         build_objectives(spec, **SIZES)
 
 
+@pytest.mark.parametrize(
+    ("name", "network", "shapes"),
+    [
+        ("adversary", "classifier", [(7, 5), (7, 7), (3, 7)]),
+        ("gradient_penalty", "classifier", [(7, 9), (7, 7), (3, 7)]),
+        ("mutual_information", "network", [(7, 5), (7, 7), (8, 7)]),
+    ],
+)
+def test_networks_of_objectives_are_as_wide_as_asked_for(name, network, shapes):
+    sizes = {"n_latent_bio": 5, "n_latent_nio": 4, "n_batch": 3}
+    loss = build_objectives({name: {"n_hidden": 7}}, **sizes)
+    layers = getattr(loss.objectives[name], network)
+    assert [tuple(p.shape) for p in layers.parameters() if p.ndim == 2] == shapes
+
+
 def test_weights_may_be_numbers_of_numpy():
     loss = build_objectives({"hsic": np.int64(2), "cka": np.float32(0.5)}, **SIZES)
     assert loss.weights == {"hsic": 2.0, "cka": 0.5}
