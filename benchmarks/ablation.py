@@ -41,6 +41,10 @@ VARIANTS: dict[str, tuple[dict, dict]] = {
     "z_bio of free length": ({"spherical": False}, {}),
     "no alignment": ({"alignment": False}, {}),
     "no gene dropout": ({"input_dropout": 0.0}, {}),
+    "codes by squared error, a quarter counterfactual": (
+        {"code_loss": "squared_error", **only("contrastive", counterfactual=0.25)},
+        {},
+    ),
     "mse": ({"gene_likelihood": "mse"}, {}),
     "zinb": ({"gene_likelihood": "zinb"}, {}),
     "poisson": ({"gene_likelihood": "poisson"}, {}),

@@ -23,10 +23,11 @@ def covariance(z, batch):
     return sum(of_batch) / len(z)
 
 
-def test_codes_are_multiplied_by_the_fourth_root_of_their_covariance(codes):
-    axes = Axes(5)
+@pytest.mark.parametrize("power", [0.25, 0.5])
+def test_codes_are_multiplied_by_a_root_of_their_covariance(codes, power):
+    axes = Axes(5, power=power)
     axes.fit(*codes)
-    root = fractional_matrix_power(covariance(*codes), 0.25)
+    root = fractional_matrix_power(covariance(*codes), power)
     moved = axes(codes[0]).double().numpy()
     expected = codes[0].double().numpy() @ root
     scale = np.linalg.norm(expected) / np.linalg.norm(moved)
@@ -98,11 +99,11 @@ def test_a_file_from_before_there_were_axes_loads(codes):
     assert module["axes"](codes[0]).equal(codes[0])
 
 
-@pytest.fixture(scope="module")
-def trained():
+@pytest.fixture(scope="module", params=["likelihood", "squared_error"])
+def trained(request):
     adata = data.simulated(n_cells=300, n_genes=80, seed=1)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
-    model = DisentangleModel(adata)
+    model = DisentangleModel(adata, code_loss=request.param)
     model.train(max_epochs=5, enable_progress_bar=False)
     return model, adata
 
@@ -125,7 +126,8 @@ def test_training_leaves_codes_along_the_axes_that_were_found(trained):
     z = torch.as_tensor(model.get_latent_representation())
     batch = torch.as_tensor(adata.obs["batch"].cat.codes.to_numpy()).long()
     before = model.module.axes.undo(z)
-    root = fractional_matrix_power(covariance(before, batch), 0.25)
+    power = {"likelihood": 0.25, "squared_error": 0.5}[model.module.code_loss]
+    root = fractional_matrix_power(covariance(before, batch), power)
     np.testing.assert_allclose(
         model.module.axes.root.numpy() / np.linalg.norm(model.module.axes.root.numpy()),
         root / np.linalg.norm(root),

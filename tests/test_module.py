@@ -58,8 +58,8 @@ def test_normalisation_is_scanpys(tensors):
 
 
 def test_loss_is_the_weighted_sum_of_its_terms(tensors):
-    module = make(gene_likelihood="mse", lambda_cls=3.0, lambda_dis=0.5, objective={"hsic": 2.0})
-    module.eval()
+    options = {"gene_likelihood": "mse", "objective": {"hsic": 2.0}}
+    module = make(lambda_cls=3.0, lambda_dis=0.5, **options).eval()
     outputs, generated, _ = module(tensors)
     losses = module.loss(tensors, outputs, generated, 0.7, 0.4)
 
@@ -174,6 +174,8 @@ def test_noise_has_the_level_asked_for(tensors, code, level):
         ({"gene_likelihood": "mse"}, 0.05),
         ({"gene_likelihood": "normal"}, 0.05),
         ({"gene_likelihood": "mse", "n_components": 0}, 0.01),
+        ({"code_loss": "squared_error"}, 0.05),
+        ({"code_loss": "squared_error", "n_components": 0}, 0.01),
         ({"gene_likelihood": "mse", "lambda_dis": 0.6}, 0.6 / N_GENES),
     ],
 )
@@ -306,6 +308,76 @@ def test_genes_are_hidden_from_the_encoder_of_z_bio_in_training_only(tensors):
     torch.testing.assert_close(seen["nio"][0], normalized)
     module.eval().inference(**kwargs)
     torch.testing.assert_close(seen["bio"][-1], normalized)
+
+
+def best_normal_loss(x, mean):
+    """Negative log-likelihood of a cell with the best of variances, less its constant."""
+    scale = ((x - mean) ** 2).mean() ** 0.5
+    constant = 0.5 * x.shape[1] * (1 + np.log(2 * np.pi))
+    return -norm(mean, scale).logpdf(x).sum(axis=1).mean() - constant
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "normal"])
+def test_squared_error_trains_the_codes_and_the_likelihood_its_own_layer(tensors, likelihood):
+    module = make(gene_likelihood=likelihood, code_loss="squared_error", objective=None).eval()
+    outputs, generated, losses = module(tensors)
+    normalized = outputs["normalized"].numpy()
+    expected = best_normal_loss(normalized, generated["normalized"].detach().numpy())
+    terms = losses.extra_metrics
+    assert terms["squared_error"].item() == pytest.approx(expected, rel=1e-4)
+    x = normalized if likelihood == "normal" else tensors[REGISTRY_KEYS.X_KEY].numpy()
+    reconstruction = -generated["px"].log_prob(torch.tensor(x)).sum(1).mean()
+    assert terms["reconstruction_loss_weighted"].item() == pytest.approx(
+        reconstruction.item(), rel=1e-4
+    )
+    total = sum(term for name, term in terms.items() if name.endswith("_weighted"))
+    assert losses.loss.item() == pytest.approx(total.item())
+
+    terms["reconstruction_loss_weighted"].backward(retain_graph=True)
+    assert gradient_norm(module.encoder.parameters()) == 0
+    assert gradient_norm(module.decoder.trunk.parameters()) == 0
+    assert gradient_norm(module.decoder.output.parameters()) > 0
+    module.zero_grad()
+    terms["squared_error_weighted"].backward()
+    assert gradient_norm(module.encoder.bio_encoder.parameters()) > 0
+    assert gradient_norm(module.decoder.output.parameters()) == 0
+
+
+def test_squared_error_that_trains_the_codes_is_calibrated(tensors):
+    module = make(gene_likelihood="mse", code_loss="squared_error").eval()
+    outputs, generated, losses = module(tensors)
+    target, mean = outputs["normalized"].numpy(), generated["px"].mean.detach().numpy()
+    assert losses.extra_metrics["reconstruction_loss_weighted"].item() == pytest.approx(
+        best_normal_loss(target, mean), rel=1e-4
+    )
+    np.testing.assert_allclose(
+        losses.reconstruction_loss["reconstruction_loss"].detach(),
+        ((target - mean) ** 2).sum(axis=1),
+        rtol=1e-4,
+    )
+
+
+def test_with_squared_error_objectives_see_decoded_values_and_train_by_them(tensors):
+    module = make(code_loss="squared_error").eval()
+    outputs, generated, _ = module(tensors)
+    codes = module.codes(tensors, outputs)
+    torch.testing.assert_close(codes.decode(codes.z_bio, codes.z_nio), generated["normalized"])
+    cells = torch.arange(3)
+    shown = codes.as_partner(cells, cells)
+    torch.testing.assert_close(shown, generated["normalized"][cells], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 1e4),
+        ({"median_library": 300.0}, 300.0),
+        ({"median_library": 300.0, "code_loss": "squared_error"}, 5.0 * N_GENES),
+        ({"median_library": 300.0, "code_loss": "squared_error", "target_sum": 7.0}, 7.0),
+    ],
+)
+def test_what_counts_are_scaled_to(options, expected):
+    assert make(**options).target_sum == expected
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from torch import Tensor
 from ._networks import AddedLater
 from ._relevant_components import means_of_batch
 
-POWER = 0.25
-"""Of the variance along an axis, what its length is multiplied by."""
 SHORTEST = 1e-4
 """Least variance of an axis, as a share of the largest."""
 
@@ -24,15 +22,17 @@ class Axes(AddedLater):
 
     .. math::
 
-        z' = c\, S^{1/4} z,
+        z' = c\, S^p z,
 
     where :math:`c` leaves the sum of the variances as it is. What is in a code stays in it: the
-    decoder reads :math:`z = S^{-1/4} z' / c`.
+    decoder reads :math:`z = S^{-p} z' / c`.
 
     Parameters
     ----------
     n_latent
         Dimensions of ``z_bio``.
+    power
+        The power :math:`p`.
 
     References
     ----------
@@ -40,8 +40,9 @@ class Axes(AddedLater):
     uniformity on the hypersphere, ICML, for why cells are spread.
     """
 
-    def __init__(self, n_latent: int):
+    def __init__(self, n_latent: int, power: float = 0.25):
         super().__init__()
+        self.power = power
         self.of_reference = False
         self.register_buffer("root", torch.eye(n_latent))
         self.register_buffer("inverse", torch.eye(n_latent))
@@ -70,7 +71,7 @@ class Axes(AddedLater):
         variances, axes = np.linalg.eigh(within.T @ within / len(within))
         if not variances[-1] > 0:
             return
-        lengths = np.maximum(variances, SHORTEST * variances[-1]) ** POWER
+        lengths = np.maximum(variances, SHORTEST * variances[-1]) ** self.power
         lengths *= (variances.sum() / (lengths**2 @ variances)) ** 0.5
         self.root.copy_(torch.as_tensor(axes * lengths @ axes.T))
         self.inverse.copy_(torch.as_tensor(axes / lengths @ axes.T))

@@ -39,17 +39,23 @@ class CodesMixin:
             return self.encode_bio(x, noise_level, batch_index[cells], **covariates_of(cells))[0]
 
         def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
-            output, *_ = self.decode(z_bio, z_nio, batch_index, **covariates)
+            decoded = self.decode(z_bio, z_nio, batch_index, **covariates)
+            if decoded.normalized is not None:
+                return decoded.normalized
+            output = decoded.output
             return output - output.mean(dim=-1, keepdim=True) if counts else output
 
         def as_partner(cells: Tensor, partners: Tensor) -> Tensor:
-            shown, *_ = self.decode(
+            decoded = self.decode(
                 z_bio[cells],
                 self.as_read(z_nio[partners]),
                 batch_index[partners],
                 **covariates_of(cells),
             )
-            if counts:
+            shown = decoded.output
+            if decoded.normalized is not None:
+                shown = decoded.normalized
+            elif counts:
                 shown = shown.softmax(dim=-1)
                 if self.log_normalize:
                     shown = torch.log1p(shown * self.target_sum)

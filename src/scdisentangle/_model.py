@@ -165,7 +165,7 @@ class DisentangleModel(
         if values is not None and of_counts:
             _validation.check_counts(values, layer, gene_likelihood, kind)
         if values is not None and (of_counts or module_kwargs["log_normalize"]):
-            module_kwargs = {**self._median_sizes(values, layer), **module_kwargs}
+            module_kwargs = {**self._sizes_of_counts(values, layer), **module_kwargs}
         self._module_kwargs = {
             "n_latent_bio": n_latent_bio,
             "n_latent_nio": n_latent_nio,
@@ -225,14 +225,15 @@ class DisentangleModel(
         logger.info("gene_likelihood='%s': the registered values are %s.", likelihood, found)
         return likelihood
 
-    def _median_sizes(self, values: AnnData, layer: str | None) -> dict[str, float]:
-        """What counts are scaled to, and what size factors are, which have a scale of their own."""
+    def _sizes_of_counts(self, values: AnnData, layer: str | None) -> dict[str, float]:
+        """The median library size, and what size factors are, which have a scale of their own."""
         median = _values.median_sum(values, layer)
+        sizes = {"median_library": median}
         setup_args = self.registry_["setup_args"]
-        if (key := setup_args.get("size_factor_key")) is None:
-            return {"target_sum": median}
-        of_cells = description(self.adata, setup_args, "size_factor_key").obs[key]
-        return {"target_sum": median, "counts_per_size_factor": median / float(of_cells.median())}
+        if (key := setup_args.get("size_factor_key")) is not None:
+            of_cells = description(self.adata, setup_args, "size_factor_key").obs[key]
+            sizes["counts_per_size_factor"] = median / float(of_cells.median())
+        return sizes
 
     def _state_of(self, key: str) -> Mapping:
         return self.registry_["field_registries"].get(key, {}).get("state_registry", {})

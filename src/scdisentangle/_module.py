@@ -39,16 +39,31 @@ from ._likelihoods import (
     expression_distribution,
     reconstruction_loss,
 )
-from ._networks import Codebook, Decoder, GeneShifts, RunningMeans, TwoCodeEncoder
+from ._networks import (
+    Codebook,
+    Decoded,
+    Decoder,
+    GeneShifts,
+    RunningMeans,
+    TwoCodeEncoder,
+)
 from ._sampling import SamplingMixin
 from ._settling import SettlingMixin
 from .data._loading import ABOVE_ZERO_KEY
-from .objectives import ObjectiveSpec, batch_cross_entropy, build_objectives
+from .objectives import (
+    ObjectiveSpec,
+    batch_cross_entropy,
+    build_objectives,
+    calibrated,
+    squared_error,
+)
 
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
+CODE_LOSSES = ("likelihood", "squared_error")
 BATCH_REPRESENTATIONS = ("one-hot", "embedding")
 N_COMPONENTS = 200
+COUNTS_PER_GENE = 5.0
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
 
 
@@ -120,13 +135,24 @@ class DisentangleModule(
     gene_likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts; ``"mse"`` (squared error) or ``"normal"``
         on the normalised scale.
+    code_loss
+        What of the reconstruction trains the codes: ``"likelihood"``, that of ``gene_likelihood``;
+        ``"squared_error"`` on the normalised scale,
+        :func:`~scdisentangle.objectives.calibrated`. The decoder then shows normalised values
+        beside the distribution of counts, whose loss trains no more than the layer that makes it,
+        and the axes of ``z_bio`` become longer. Best with a quarter of counterfactuals,
+        ``objective={"contrastive": {"counterfactual": 0.25}}``; see the user guide.
     dispersion
         Whether a gene has one dispersion, or one in each batch, label or cell.
     log_normalize
         Whether values are counts, which the encoder sees as ``log1p(x / library * target_sum)``,
         or are taken as they are.
     target_sum
-        Library size that counts are scaled to before the logarithm.
+        Library size that counts are scaled to before the logarithm. ``None`` is
+        ``median_library``, and 5 per gene where squared error trains the codes: 10,000 for 2,000
+        genes, which keeps genes of few and of many counts in one scale.
+    median_library
+        Median library size of the cells.
     use_size_factor_key
         Whether a registered size factor takes the place of the sum over genes as library size.
     counts_per_size_factor
@@ -154,8 +180,8 @@ class DisentangleModule(
     lambda_cls, lambda_dis
         Weights :math:`\lambda` of the classification and the disentanglement term. ``None`` is
         0.01 per gene: the reconstruction term is a sum over genes, and so keeps its share. That of
-        the disentanglement is 0.05 for ``"mse"`` and ``"normal"``, whose gradients are larger, if
-        the encoder of ``z_bio`` sees components.
+        the disentanglement is 0.05 if the encoder of ``z_bio`` sees components and normalised
+        values, by squared error or ``"normal"``, train it: their gradients are larger.
     kl_weight_bio, kl_weight_nio
         Weight of the Kullback-Leibler term of each code, as a share of the evidence lower bound's.
         ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
@@ -197,9 +223,11 @@ class DisentangleModule(
         input_dropout: float = 0.3,
         nio_noise_factor: float = 5.0,
         gene_likelihood: GeneLikelihood = "nb",
+        code_loss: Literal["likelihood", "squared_error"] = "likelihood",
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         log_normalize: bool = True,
-        target_sum: float = 1e4,
+        target_sum: float | None = None,
+        median_library: float = 1e4,
         use_size_factor_key: bool = False,
         counts_per_size_factor: float = 1.0,
         encoder: Literal["separate", "shared"] = "separate",
@@ -224,7 +252,7 @@ class DisentangleModule(
         check_count(n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_layers=n_layers)
         check_count(n_hidden=n_hidden, n_hidden_nio=n_hidden_nio)
         check_part(dropout_rate=dropout_rate, input_dropout=input_dropout)
-        check_positive(target_sum=target_sum, counts_per_size_factor=counts_per_size_factor)
+        check_positive(median_library=median_library, counts_per_size_factor=counts_per_size_factor)
         check_not_negative(kl_weight_bio=kl_weight_bio, kl_weight_nio=kl_weight_nio)
         check_not_negative(nio_noise_factor=nio_noise_factor)
         check_choice("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
@@ -257,9 +285,15 @@ class DisentangleModule(
             sees_genes = encoder == "shared" or n_labels > 1 or n_batch == 1
             n_components = 0 if sees_genes else N_COMPONENTS
         check_n_components(n_components, encoder)
+        check_choice("code_loss", code_loss, CODE_LOSSES)
+        self.code_loss = code_loss
+        by_error = code_loss == "squared_error"
+        if target_sum is None:
+            target_sum = COUNTS_PER_GENE * n_input if by_error else median_library
+        check_positive(target_sum=target_sum)
         if lambda_dis is None:
-            counts = gene_likelihood in COUNT_LIKELIHOODS
-            lambda_dis = (0.01 if counts or n_components == 0 else 0.05) * n_input
+            of_normalized = by_error or gene_likelihood not in COUNT_LIKELIHOODS
+            lambda_dis = (0.05 if of_normalized and n_components > 0 else 0.01) * n_input
         self.lambda_dis = lambda_dis
         check_not_negative(lambda_cls=self.lambda_cls, lambda_dis=self.lambda_dis)
         if spherical is None:
@@ -290,6 +324,7 @@ class DisentangleModule(
             n_cont=n_continuous_cov,
             zero_inflated=gene_likelihood == "zinb",
             dispersed=dispersion == "gene-cell",
+            normalized=by_error and gene_likelihood != "mse",
             n_hidden=n_hidden,
             n_layers=1,
             dropout_rate=0.0,
@@ -309,7 +344,7 @@ class DisentangleModule(
         )
         if axes is None:
             axes = spherical and kl_weight_bio == 0 and n_labels == 1
-        self.axes = Axes(n_latent_bio) if axes else None
+        self.axes = Axes(n_latent_bio, power=0.5 if by_error else 0.25) if axes else None
         self.disentanglement = build_objectives(
             objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch
         )
@@ -535,18 +570,13 @@ class DisentangleModule(
         batch_index: Tensor,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> Decoded:
         """Outputs of the decoder, ``(n_cells, n_genes)``; see :meth:`generative`.
 
         Parameters
         ----------
         z_bio, z_nio, batch_index, cont_covs, cat_covs
             As for :meth:`generative`.
-
-        Returns
-        -------
-        What :func:`expression_distribution` makes a distribution of: the output, and where the
-        likelihood has them logits of an excess zero and log dispersions.
         """
         if not self.training:
             z_bio = self.as_trained(z_bio)
@@ -567,7 +597,7 @@ class DisentangleModule(
         cat_covs: Tensor | None = None,
         y: Tensor | None = None,
         transform_batch: int | None = None,
-    ) -> dict[str, Distribution]:
+    ) -> dict[str, Distribution | Tensor | None]:
         r"""Decode: ``z_bio``, ``z_nio`` and the batch to a distribution of each gene's values.
 
         Parameters
@@ -590,18 +620,17 @@ class DisentangleModule(
         if transform_batch is not None:
             batch_index = torch.full_like(batch_index, transform_batch)
             z_nio = self.nio_of_batch[batch_index.squeeze(-1)].expand_as(z_nio)
-        output, zi_logits, log_dispersion = self.decode(
-            z_bio, self.as_read(z_nio), batch_index, cont_covs, cat_covs
-        )
+        decoded = self.decode(z_bio, self.as_read(z_nio), batch_index, cont_covs, cat_covs)
+        log_dispersion = decoded.log_dispersion
         if log_dispersion is None:
             group = {"gene-batch": batch_index, "gene-label": y}.get(self.dispersion)
             log_dispersion = self.log_dispersion
             if group is not None:
                 log_dispersion = log_dispersion[group.squeeze(-1)]
         px = expression_distribution(
-            self.gene_likelihood, output, library, log_dispersion, zi_logits
+            self.gene_likelihood, decoded.output, library, log_dispersion, decoded.zi_logits
         )
-        return {MODULE_KEYS.PX_KEY: px}
+        return {MODULE_KEYS.PX_KEY: px, "normalized": decoded.normalized}
 
     def _variational(self, inference_outputs: dict, batch: Tensor):
         """Posterior and prior of each variational code."""
@@ -619,6 +648,25 @@ class DisentangleModule(
         """Names of the terms that hold ``z_nio`` to the batch, which ``lambda_cls`` weighs."""
         names = ("classification_loss", "commitment")
         return names if self.nio_flow == "quantized" else names[:1]
+
+    def _reconstructed(self, reconstruction: Tensor, decoded: Tensor | None, x: Tensor):
+        """The reconstruction's terms, as means over cells.
+
+        Parameters
+        ----------
+        reconstruction
+            That of the likelihood, ``(n_cells,)``.
+        decoded
+            What the decoder makes of the normalised values, if it does beside the likelihood's.
+        x
+            These values, ``(n_cells, n_genes)``.
+        """
+        terms = {"reconstruction_loss": reconstruction.mean()}
+        if decoded is not None:
+            terms["squared_error"] = calibrated(squared_error(decoded, x), x.shape[-1])
+        elif self.code_loss == "squared_error" and self.gene_likelihood == "mse":
+            terms["reconstruction_loss"] = calibrated(reconstruction, x.shape[-1])
+        return terms
 
     def _classified(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
         logits = self.classifier(inference_outputs["z_nio"])
@@ -668,7 +716,10 @@ class DisentangleModule(
 
         weights = self.disentanglement.weights
         left_out = reconstruction.new_zeros(())
-        weighted = {"reconstruction_loss": reconstruction_weight * reconstruction.mean()}
+        reconstructed = self._reconstructed(
+            reconstruction, generative_outputs.get("normalized"), inference_outputs["normalized"]
+        )
+        weighted = {name: reconstruction_weight * term for name, term in reconstructed.items()}
         weighted |= dict.fromkeys([*self._terms_of_nio, *weights], left_out)
         for name, term in of_cls.items():
             weighted[name] = classification_weight * self.lambda_cls * term
@@ -681,6 +732,8 @@ class DisentangleModule(
         if self.training and self.nio_flow in ("detached", "free"):
             self.nio_means.update(inference_outputs["z_nio"], batch)
         metrics = {**of_cls, **objectives}
+        if "squared_error" in reconstructed:
+            metrics["squared_error"] = reconstructed["squared_error"]
         metrics |= {f"{name}_weighted": term for name, term in weighted.items()}
         if self.training and self.disentanglement.has_estimators:
             metrics["estimator_loss"] = self.disentanglement.estimator_loss(codes)

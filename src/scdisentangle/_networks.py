@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from scvi.nn import FCLayers
@@ -307,6 +308,19 @@ class RunningMeans(nn.Module):
         self.means[self.first_new :] += change[self.first_new :]
 
 
+class Decoded(NamedTuple):
+    """What the decoder says of each cell, ``(n_cells, n_genes)`` each; ``None`` if it has not."""
+
+    output: Tensor
+    """What the likelihood makes a mean of."""
+    zi_logits: Tensor | None
+    """Logits of an excess zero."""
+    log_dispersion: Tensor | None
+    """Logarithms of the dispersions."""
+    normalized: Tensor | None
+    """Values as the encoders see them, where the squared error to these trains the codes."""
+
+
 class Decoder(nn.Module):
     r"""The decoder :math:`D(z_{bio}, z_{nio}, b)`.
 
@@ -321,6 +335,9 @@ class Decoder(nn.Module):
         covariates.
     zero_inflated, dispersed
         Whether to give logits of an excess zero, and log dispersions, too.
+    normalized
+        Whether to give normalised values, too. No gradient of the other outputs then reaches the
+        codes, nor the hidden units.
     **layers
         Keyword arguments for :class:`scvi.nn.FCLayers`.
     """
@@ -334,6 +351,7 @@ class Decoder(nn.Module):
         n_cont: int,
         zero_inflated: bool,
         dispersed: bool,
+        normalized: bool,
         n_hidden: int,
         **layers,
     ):
@@ -351,9 +369,13 @@ class Decoder(nn.Module):
         self.output = nn.Linear(n_hidden, n_output)
         self.zi_logits = nn.Linear(n_hidden, n_output) if zero_inflated else None
         self.log_dispersion = nn.Linear(n_hidden, n_output) if dispersed else None
+        self.normalized = nn.Linear(n_hidden, n_output) if normalized else None
 
-    def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None):
-        """Outputs of shape ``(n_cells, n_genes)``; those after the first may be ``None``."""
+    def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None) -> Decoded:
+        """Decode joint codes, ``(n_cells, n_latent)``."""
         h = self.trunk(z, *cats, cont=cont)
+        normalized = None if self.normalized is None else self.normalized(h)
+        h = h if normalized is None else h.detach()
         heads = (self.zi_logits, self.log_dispersion)
-        return self.output(h), *(None if head is None else head(h) for head in heads)
+        others = (None if head is None else head(h) for head in heads)
+        return Decoded(self.output(h), *others, normalized)

@@ -8,7 +8,7 @@ from ._registry import (
     build_objectives,
 )
 from .classification import batch_cross_entropy
-from .reconstruction import squared_error
+from .reconstruction import calibrated, squared_error
 
 __all__ = [
     "OBJECTIVES",
@@ -18,5 +18,6 @@ __all__ = [
     "ObjectiveSpec",
     "batch_cross_entropy",
     "build_objectives",
+    "calibrated",
     "squared_error",
 ]
