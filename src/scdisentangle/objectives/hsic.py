@@ -139,7 +139,21 @@ def weighted_hsic(kernel_x: Tensor, kernel_y: Tensor, weights: Tensor) -> Tensor
     return joint + means - 2.0 * (weights * rows_x * rows_y).sum(0)
 
 
-class CodeHSIC(Objective):
+class _Dependence(Objective):
+    """Of z_bio and something else, by a measure of two kernels that has two estimators."""
+
+    def __init__(self, *, estimator: str = "biased", **sizes: int) -> None:
+        super().__init__(**sizes)
+        check_choice("estimator", estimator, _ESTIMATORS)
+        self.estimator = estimator
+
+    def _dependence(self, measure: Callable[..., Tensor], z_bio: Tensor, other: Tensor) -> Tensor:
+        if self.estimator == "unbiased" and len(z_bio) < 4:
+            return differentiable_zero(z_bio)
+        return measure(gaussian_kernel(z_bio), other, self.estimator)
+
+
+class CodeHSIC(_Dependence):
     r"""Independence of the two codes: :math:`\mathrm{HSIC}(z_\text{bio}, z_\text{nio})`.
 
     Gaussian kernels with the median heuristic, so that neither the sizes nor the dimensions of the
@@ -153,22 +167,12 @@ class CodeHSIC(Objective):
         As in :class:`Objective`.
     """
 
-    def __init__(self, *, estimator: str = "biased", **sizes: int) -> None:
-        super().__init__(**sizes)
-        check_choice("estimator", estimator, _ESTIMATORS)
-        self.estimator = estimator
-
     def forward(self, codes: Codes) -> Tensor:
         """HSIC of the two codes; 0 where the unbiased estimate has fewer than 4 cells."""
         return self._dependence(hsic, codes.z_bio, gaussian_kernel(codes.z_nio))
 
-    def _dependence(self, measure: Callable[..., Tensor], z_bio: Tensor, other: Tensor) -> Tensor:
-        if self.estimator == "unbiased" and len(z_bio) < 4:
-            return differentiable_zero(z_bio)
-        return measure(gaussian_kernel(z_bio), other, self.estimator)
 
-
-class CodeCKA(CodeHSIC):
+class CodeCKA(_Dependence):
     r"""Independence of the two codes on the scale of a correlation, :func:`cka`.
 
     Lies between 0 and 1 in the biased form, so that its weight means the same for every data set.
@@ -186,7 +190,7 @@ class CodeCKA(CodeHSIC):
         return self._dependence(cka, codes.z_bio, gaussian_kernel(codes.z_nio))
 
 
-class BatchHSIC(CodeHSIC):
+class BatchHSIC(_Dependence):
     r"""Independence of z_bio from the batch over the whole minibatch.
 
     :math:`\mathrm{HSIC}(z_\text{bio}, b)` with a Gaussian kernel (median heuristic) on z_bio and
