@@ -27,7 +27,7 @@ class CodesMixin:
         z_bio, z_nio = inference_outputs["z_bio"], inference_outputs["z_nio"]
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
         covariates = self.covariates(tensors)
-        counts = self.gene_likelihood in COUNT_LIKELIHOODS
+        counts = self.gene_likelihood in COUNT_LIKELIHOODS and self.code_loss == "likelihood"
 
         def covariates_of(cells: Tensor) -> dict[str, Tensor | None]:
             return {
@@ -39,23 +39,17 @@ class CodesMixin:
             return self.encode_bio(x, noise_level, batch_index[cells], **covariates_of(cells))[0]
 
         def decode(z_bio: Tensor, z_nio: Tensor) -> Tensor:
-            decoded = self.decode(z_bio, z_nio, batch_index, **covariates)
-            if decoded.normalized is not None:
-                return decoded.normalized
-            output = decoded.output
+            output = self.decode(z_bio, z_nio, batch_index, **covariates).of_codes
             return output - output.mean(dim=-1, keepdim=True) if counts else output
 
         def as_partner(cells: Tensor, partners: Tensor) -> Tensor:
-            decoded = self.decode(
+            shown = self.decode(
                 z_bio[cells],
                 self.as_read(z_nio[partners]),
                 batch_index[partners],
                 **covariates_of(cells),
-            )
-            shown = decoded.output
-            if decoded.normalized is not None:
-                shown = decoded.normalized
-            elif counts:
+            ).of_codes
+            if counts:
                 shown = shown.softmax(dim=-1)
                 if self.log_normalize:
                     shown = torch.log1p(shown * self.target_sum)

@@ -256,6 +256,7 @@ class DisentangleModule(
         check_not_negative(kl_weight_bio=kl_weight_bio, kl_weight_nio=kl_weight_nio)
         check_not_negative(nio_noise_factor=nio_noise_factor)
         check_choice("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
+        check_choice("code_loss", code_loss, CODE_LOSSES)
         check_choice("dispersion", dispersion, DISPERSIONS)
         check_choice("encoder", encoder, ENCODERS)
         check_choice("nio_flow", nio_flow, NIO_FLOWS)
@@ -285,7 +286,6 @@ class DisentangleModule(
             sees_genes = encoder == "shared" or n_labels > 1 or n_batch == 1
             n_components = 0 if sees_genes else N_COMPONENTS
         check_n_components(n_components, encoder)
-        check_choice("code_loss", code_loss, CODE_LOSSES)
         self.code_loss = code_loss
         by_error = code_loss == "squared_error"
         if target_sum is None:
@@ -664,7 +664,7 @@ class DisentangleModule(
         terms = {"reconstruction_loss": reconstruction.mean()}
         if decoded is not None:
             terms["squared_error"] = calibrated(squared_error(decoded, x), x.shape[-1])
-        elif self.code_loss == "squared_error" and self.gene_likelihood == "mse":
+        elif self.code_loss == "squared_error":
             terms["reconstruction_loss"] = calibrated(reconstruction, x.shape[-1])
         return terms
 
@@ -717,7 +717,7 @@ class DisentangleModule(
         weights = self.disentanglement.weights
         left_out = reconstruction.new_zeros(())
         reconstructed = self._reconstructed(
-            reconstruction, generative_outputs.get("normalized"), inference_outputs["normalized"]
+            reconstruction, generative_outputs["normalized"], inference_outputs["normalized"]
         )
         weighted = {name: reconstruction_weight * term for name, term in reconstructed.items()}
         weighted |= dict.fromkeys([*self._terms_of_nio, *weights], left_out)

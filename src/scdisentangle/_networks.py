@@ -320,6 +320,11 @@ class Decoded(NamedTuple):
     normalized: Tensor | None
     """Values as the encoders see them, where the squared error to these trains the codes."""
 
+    @property
+    def of_codes(self) -> Tensor:
+        """The one of the outputs that trains the codes."""
+        return self.output if self.normalized is None else self.normalized
+
 
 class Decoder(nn.Module):
     r"""The decoder :math:`D(z_{bio}, z_{nio}, b)`.
