@@ -41,10 +41,8 @@ VARIANTS: dict[str, tuple[dict, dict]] = {
     "z_bio of free length": ({"spherical": False}, {}),
     "no alignment": ({"alignment": False}, {}),
     "no gene dropout": ({"input_dropout": 0.0}, {}),
-    "codes by squared error, a quarter counterfactual": (
-        {"code_loss": "squared_error", **only("contrastive", counterfactual=0.25)},
-        {},
-    ),
+    "codes by the likelihood alone": ({"code_loss": "likelihood"}, {}),
+    "codes by squared error alone": ({"code_loss": "squared_error"}, {}),
     "mse": ({"gene_likelihood": "mse"}, {}),
     "zinb": ({"gene_likelihood": "zinb"}, {}),
     "poisson": ({"gene_likelihood": "poisson"}, {}),

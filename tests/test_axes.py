@@ -99,7 +99,7 @@ def test_a_file_from_before_there_were_axes_loads(codes):
     assert module["axes"](codes[0]).equal(codes[0])
 
 
-@pytest.fixture(scope="module", params=["likelihood", "squared_error"])
+@pytest.fixture(scope="module", params=["likelihood", "both", "squared_error"])
 def trained(request):
     adata = data.simulated(n_cells=300, n_genes=80, seed=1)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
@@ -126,7 +126,7 @@ def test_training_leaves_codes_along_the_axes_that_were_found(trained):
     z = torch.as_tensor(model.get_latent_representation())
     batch = torch.as_tensor(adata.obs["batch"].cat.codes.to_numpy()).long()
     before = model.module.axes.undo(z)
-    power = {"likelihood": 0.25, "squared_error": 0.5}[model.module.code_loss]
+    power = {"likelihood": 0.25, "both": 0.5, "squared_error": 0.5}[model.module.code_loss]
     root = fractional_matrix_power(covariance(before, batch), power)
     np.testing.assert_allclose(
         model.module.axes.root.numpy() / np.linalg.norm(model.module.axes.root.numpy()),

@@ -130,7 +130,7 @@ def test_the_code_of_a_batch_is_one_row(model):
         assert len(np.unique(codes[batch == name], axis=0)) == 1
 
 
-@pytest.mark.parametrize("code_loss", ["likelihood", "squared_error"])
+@pytest.mark.parametrize("code_loss", ["likelihood", "both", "squared_error"])
 def test_counterfactual_expression_is_close_to_the_truth(code_loss):
     options = {"code_loss": code_loss, "n_hidden": 128, "n_latent_bio": 30}
     model = fit(data.simulated(n_cells=900, n_genes=200, seed=0), 40, **options)

@@ -58,7 +58,7 @@ def test_normalisation_is_scanpys(tensors):
 
 
 def test_loss_is_the_weighted_sum_of_its_terms(tensors):
-    options = {"gene_likelihood": "mse", "objective": {"hsic": 2.0}}
+    options = {"gene_likelihood": "mse", "code_loss": "likelihood", "objective": {"hsic": 2.0}}
     module = make(lambda_cls=3.0, lambda_dis=0.5, **options).eval()
     outputs, generated, _ = module(tensors)
     losses = module.loss(tensors, outputs, generated, 0.7, 0.4)
@@ -170,7 +170,9 @@ def test_noise_has_the_level_asked_for(tensors, code, level):
 @pytest.mark.parametrize(
     ("options", "per_gene"),
     [
-        ({}, 0.01),
+        ({}, 0.05),
+        ({"code_loss": "likelihood"}, 0.01),
+        ({"kl_weight_bio": 0.1}, 0.01),
         ({"gene_likelihood": "mse"}, 0.05),
         ({"gene_likelihood": "normal"}, 0.05),
         ({"gene_likelihood": "mse", "n_components": 0}, 0.01),
@@ -317,9 +319,30 @@ def best_normal_loss(x, mean):
     return -norm(mean, scale).logpdf(x).sum(axis=1).mean() - constant
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "both"),
+        ({"gene_likelihood": "mse", "log_normalize": False}, "both"),
+        ({"gene_likelihood": "normal"}, "likelihood"),
+        ({"log_normalize": False}, "likelihood"),
+        ({"kl_weight_bio": 0.1}, "likelihood"),
+        ({"n_components": 0}, "likelihood"),
+        ({"n_labels": 3}, "likelihood"),
+        ({"encoder": "shared"}, "likelihood"),
+        ({"n_labels": 3, "code_loss": "both"}, "both"),
+    ],
+)
+def test_what_trains_the_codes_by_default(options, expected):
+    assert make(**options).code_loss == expected
+
+
+@pytest.mark.parametrize("code_loss", ["both", "squared_error"])
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "normal"])
-def test_squared_error_trains_the_codes_and_the_likelihood_its_own_layer(tensors, likelihood):
-    module = make(gene_likelihood=likelihood, code_loss="squared_error", objective=None).eval()
+def test_squared_error_trains_the_codes_with_the_likelihood_or_alone(
+    tensors, likelihood, code_loss
+):
+    module = make(gene_likelihood=likelihood, code_loss=code_loss, objective=None).eval()
     outputs, generated, losses = module(tensors)
     normalized = outputs["normalized"].numpy()
     expected = best_normal_loss(normalized, generated["normalized"].detach().numpy())
@@ -334,8 +357,9 @@ def test_squared_error_trains_the_codes_and_the_likelihood_its_own_layer(tensors
     assert losses.loss.item() == pytest.approx(total.item())
 
     terms["reconstruction_loss_weighted"].backward(retain_graph=True)
-    assert gradient_norm(module.encoder.parameters()) == 0
-    assert gradient_norm(module.decoder.trunk.parameters()) == 0
+    both = code_loss == "both"
+    assert (gradient_norm(module.encoder.bio_encoder.parameters()) > 0) == both
+    assert (gradient_norm(module.decoder.trunk.parameters()) > 0) == both
     assert gradient_norm(module.decoder.output.parameters()) > 0
     module.zero_grad()
     terms["squared_error_weighted"].backward()
@@ -343,8 +367,9 @@ def test_squared_error_trains_the_codes_and_the_likelihood_its_own_layer(tensors
     assert gradient_norm(module.decoder.output.parameters()) == 0
 
 
-def test_squared_error_that_trains_the_codes_is_calibrated(tensors):
-    module = make(gene_likelihood="mse", code_loss="squared_error").eval()
+@pytest.mark.parametrize("code_loss", ["both", "squared_error"])
+def test_squared_error_that_trains_the_codes_is_calibrated(tensors, code_loss):
+    module = make(gene_likelihood="mse", code_loss=code_loss).eval()
     outputs, generated, losses = module(tensors)
     target, mean = outputs["normalized"].numpy(), generated["px"].mean.detach().numpy()
     assert losses.extra_metrics["reconstruction_loss_weighted"].item() == pytest.approx(
@@ -355,6 +380,8 @@ def test_squared_error_that_trains_the_codes_is_calibrated(tensors):
         ((target - mean) ** 2).sum(axis=1),
         rtol=1e-4,
     )
+    losses.loss.backward()
+    assert gradient_norm(module.encoder.bio_encoder.parameters()) > 0
 
 
 def test_with_squared_error_objectives_see_decoded_values_and_train_by_them(tensors):
@@ -372,8 +399,11 @@ def test_with_squared_error_objectives_see_decoded_values_and_train_by_them(tens
     [
         ({}, 1e4),
         ({"median_library": 300.0}, 300.0),
-        ({"median_library": 300.0, "code_loss": "squared_error"}, 5.0 * N_GENES),
-        ({"median_library": 300.0, "code_loss": "squared_error", "target_sum": 7.0}, 7.0),
+        ({"median_library": 3.0}, 2.0 * N_GENES),
+        ({"median_library": 3.0, "code_loss": "likelihood"}, 3.0),
+        ({"median_library": 3.0, "code_loss": "squared_error"}, 5.0 * N_GENES),
+        ({"median_library": 300.0, "code_loss": "squared_error"}, 300.0),
+        ({"median_library": 3.0, "target_sum": 7.0}, 7.0),
     ],
 )
 def test_what_counts_are_scaled_to(options, expected):
@@ -385,7 +415,8 @@ def test_what_counts_are_scaled_to(options, expected):
 )
 def test_a_counterfactual_shows_the_partners_batch(tensors, likelihood, log_normalize):
     """The partner's z_nio and batch with the cell's own z_bio, on the encoder's scale."""
-    module = make(gene_likelihood=likelihood, log_normalize=log_normalize).eval()
+    options = {"log_normalize": log_normalize, "code_loss": "likelihood"}
+    module = make(gene_likelihood=likelihood, **options).eval()
     outputs, *_ = module(tensors)
     partner = (torch.arange(N_CELLS) + 1) % N_CELLS
     cells = torch.randperm(N_CELLS)[: N_CELLS // 2]
@@ -453,7 +484,7 @@ def test_objectives_see_the_labels_of_two_kinds(tensors):
 
 
 def test_objectives_see_counts_decoded_as_logarithms_around_zero(tensors):
-    module = make(gene_likelihood="nb")
+    module = make(gene_likelihood="nb", code_loss="likelihood")
     codes = module.codes(tensors, module.inference(**module._get_inference_input(tensors)))
     decoded = codes.decode(codes.z_bio, codes.z_nio)
     rates = module(tensors)[1]["px"].mean.log()

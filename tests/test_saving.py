@@ -245,6 +245,39 @@ def test_a_file_of_a_newer_version(saved):
         DisentangleModel.load(saved)
 
 
+@pytest.mark.parametrize("minified", [False, True])
+def test_a_file_from_before_squared_error_trained_codes_by_default(tmp_path, minified):
+    adata = data.simulated(n_cells=60, n_genes=30)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=8, code_loss="likelihood")
+    model.train(1, enable_progress_bar=False)
+    expected = codes(model)
+    if minified:
+        mean, variance = model.get_latent_representation(return_dist=True)
+        adata.obsm["X_latent_qzm"], adata.obsm["X_latent_qzv"] = mean, variance
+        model.minify_adata()
+    model.save(tmp_path / "model", save_anndata=True)
+
+    def of_then(content):
+        content["attr_dict"]["file_format_"] = 10
+        del content["attr_dict"]["init_params_"]["kwargs"]["module_kwargs"]["code_loss"]
+
+    with_content(tmp_path / "model", of_then)
+    loaded = DisentangleModel.load(tmp_path / "model")
+    np.testing.assert_allclose(codes(loaded), expected, atol=1e-6)
+    assert loaded.minified_data_type == model.minified_data_type
+    assert loaded.module.code_loss == "likelihood"
+    assert loaded.module.lambda_dis == pytest.approx(0.3)
+    assert not loaded.module.training
+    loaded.save(tmp_path / "again", save_anndata=True)
+    again = DisentangleModel.load(tmp_path / "again")
+    assert again.module.code_loss == "likelihood"
+    np.testing.assert_allclose(codes(again), expected, atol=1e-6)
+    if not minified:
+        again.train(1, enable_progress_bar=False)
+        assert again.history["reconstruction_loss_train"].notna().all(axis=None)
+
+
 def test_weights_that_do_not_fit(saved):
     with_content(saved, lambda c: c["model_state_dict"].pop("log_dispersion"))
     with pytest.raises(InputError, match=r"(?s)cannot be loaded.*log_dispersion"):

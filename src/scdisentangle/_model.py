@@ -200,6 +200,7 @@ class DisentangleModel(
         self.init_params_["kwargs"]["module_kwargs"] |= {
             "n_components": self.module.encoder.n_components,
             "axes": self.module.axes is not None,
+            "code_loss": self.module.code_loss,
         }
 
     def _sizes(self) -> dict:

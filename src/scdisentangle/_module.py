@@ -21,6 +21,13 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from ._alignment import Alignment
 from ._axes import Axes
 from ._codes import CodesMixin
+from ._defaults import (
+    default_code_loss,
+    default_lambda_dis,
+    default_n_components,
+    default_power_of_axes,
+    default_target_sum,
+)
 from ._errors import (
     InputError,
     check_choice,
@@ -60,10 +67,8 @@ from .objectives import (
 
 NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
-CODE_LOSSES = ("likelihood", "squared_error")
+CODE_LOSSES = ("both", "likelihood", "squared_error")
 BATCH_REPRESENTATIONS = ("one-hot", "embedding")
-N_COMPONENTS = 200
-COUNTS_PER_GENE = 5.0
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
 
 
@@ -138,10 +143,11 @@ class DisentangleModule(
     code_loss
         What of the reconstruction trains the codes: ``"likelihood"``, that of ``gene_likelihood``;
         ``"squared_error"`` on the normalised scale,
-        :func:`~scdisentangle.objectives.calibrated`. The decoder then shows normalised values
-        beside the distribution of counts, whose loss trains no more than the layer that makes it,
-        and the axes of ``z_bio`` become longer. Best with a quarter of counterfactuals,
-        ``objective={"contrastive": {"counterfactual": 0.25}}``; see the user guide.
+        :func:`~scdisentangle.objectives.calibrated`; or ``"both"``. For squared error the decoder
+        shows normalised values beside the distribution of counts; where it is alone, the loss of
+        these trains no more than the layer that makes them. ``None`` is ``"both"`` where the
+        encoder of ``z_bio`` sees components, and ``"likelihood"`` where it sees genes or is
+        variational, or the likelihood is ``"normal"``; see the user guide.
     dispersion
         Whether a gene has one dispersion, or one in each batch, label or cell.
     log_normalize
@@ -149,8 +155,9 @@ class DisentangleModule(
         or are taken as they are.
     target_sum
         Library size that counts are scaled to before the logarithm. ``None`` is
-        ``median_library``, and 5 per gene where squared error trains the codes: 10,000 for 2,000
-        genes, which keeps genes of few and of many counts in one scale.
+        ``median_library``, but at least 2 per gene, 4,000 for 2,000 genes, where squared error
+        helps train the codes, and 5 where it does alone: at less, the logarithm weighs genes by
+        their counts.
     median_library
         Median library size of the cells.
     use_size_factor_key
@@ -223,7 +230,7 @@ class DisentangleModule(
         input_dropout: float = 0.3,
         nio_noise_factor: float = 5.0,
         gene_likelihood: GeneLikelihood = "nb",
-        code_loss: Literal["likelihood", "squared_error"] = "likelihood",
+        code_loss: Literal["both", "likelihood", "squared_error"] | None = None,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         log_normalize: bool = True,
         target_sum: float | None = None,
@@ -256,7 +263,8 @@ class DisentangleModule(
         check_not_negative(kl_weight_bio=kl_weight_bio, kl_weight_nio=kl_weight_nio)
         check_not_negative(nio_noise_factor=nio_noise_factor)
         check_choice("gene_likelihood", gene_likelihood, GENE_LIKELIHOODS)
-        check_choice("code_loss", code_loss, CODE_LOSSES)
+        if code_loss is not None:
+            check_choice("code_loss", code_loss, CODE_LOSSES)
         check_choice("dispersion", dispersion, DISPERSIONS)
         check_choice("encoder", encoder, ENCODERS)
         check_choice("nio_flow", nio_flow, NIO_FLOWS)
@@ -283,17 +291,18 @@ class DisentangleModule(
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
         if n_components is None:
-            sees_genes = encoder == "shared" or n_labels > 1 or n_batch == 1
-            n_components = 0 if sees_genes else N_COMPONENTS
+            n_components = default_n_components(encoder, n_labels, n_batch)
         check_n_components(n_components, encoder)
+        if code_loss is None:
+            code_loss = default_code_loss(
+                gene_likelihood, log_normalize, n_components, kl_weight_bio
+            )
         self.code_loss = code_loss
-        by_error = code_loss == "squared_error"
         if target_sum is None:
-            target_sum = COUNTS_PER_GENE * n_input if by_error else median_library
+            target_sum = default_target_sum(median_library, code_loss, n_input)
         check_positive(target_sum=target_sum)
         if lambda_dis is None:
-            of_normalized = by_error or gene_likelihood not in COUNT_LIKELIHOODS
-            lambda_dis = (0.05 if of_normalized and n_components > 0 else 0.01) * n_input
+            lambda_dis = default_lambda_dis(gene_likelihood, code_loss, n_components, n_input)
         self.lambda_dis = lambda_dis
         check_not_negative(lambda_cls=self.lambda_cls, lambda_dis=self.lambda_dis)
         if spherical is None:
@@ -324,7 +333,8 @@ class DisentangleModule(
             n_cont=n_continuous_cov,
             zero_inflated=gene_likelihood == "zinb",
             dispersed=dispersion == "gene-cell",
-            normalized=by_error and gene_likelihood != "mse",
+            normalized=code_loss != "likelihood" and gene_likelihood != "mse",
+            normalized_alone=code_loss == "squared_error" and gene_likelihood != "mse",
             n_hidden=n_hidden,
             n_layers=1,
             dropout_rate=0.0,
@@ -344,7 +354,7 @@ class DisentangleModule(
         )
         if axes is None:
             axes = spherical and kl_weight_bio == 0 and n_labels == 1
-        self.axes = Axes(n_latent_bio, power=0.5 if by_error else 0.25) if axes else None
+        self.axes = Axes(n_latent_bio, default_power_of_axes(code_loss)) if axes else None
         self.disentanglement = build_objectives(
             objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch
         )
@@ -664,7 +674,7 @@ class DisentangleModule(
         terms = {"reconstruction_loss": reconstruction.mean()}
         if decoded is not None:
             terms["squared_error"] = calibrated(squared_error(decoded, x), x.shape[-1])
-        elif self.code_loss == "squared_error":
+        elif self.code_loss != "likelihood":
             terms["reconstruction_loss"] = calibrated(reconstruction, x.shape[-1])
         return terms
 

@@ -318,11 +318,11 @@ class Decoded(NamedTuple):
     log_dispersion: Tensor | None
     """Logarithms of the dispersions."""
     normalized: Tensor | None
-    """Values as the encoders see them, where the squared error to these trains the codes."""
+    """Values as the encoders see them, where the squared error to these helps train the codes."""
 
     @property
     def of_codes(self) -> Tensor:
-        """The one of the outputs that trains the codes."""
+        """What objectives compare of decoded cells: normalised values, if there are."""
         return self.output if self.normalized is None else self.normalized
 
 
@@ -341,8 +341,10 @@ class Decoder(nn.Module):
     zero_inflated, dispersed
         Whether to give logits of an excess zero, and log dispersions, too.
     normalized
-        Whether to give normalised values, too. No gradient of the other outputs then reaches the
-        codes, nor the hidden units.
+        Whether to give normalised values, too.
+    normalized_alone
+        Whether these alone train the codes and the hidden units: no gradient of the other outputs
+        then reaches them.
     **layers
         Keyword arguments for :class:`scvi.nn.FCLayers`.
     """
@@ -357,6 +359,7 @@ class Decoder(nn.Module):
         zero_inflated: bool,
         dispersed: bool,
         normalized: bool,
+        normalized_alone: bool,
         n_hidden: int,
         **layers,
     ):
@@ -375,12 +378,19 @@ class Decoder(nn.Module):
         self.zi_logits = nn.Linear(n_hidden, n_output) if zero_inflated else None
         self.log_dispersion = nn.Linear(n_hidden, n_output) if dispersed else None
         self.normalized = nn.Linear(n_hidden, n_output) if normalized else None
+        self.normalized_alone = normalized_alone
 
     def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None) -> Decoded:
         """Decode joint codes, ``(n_cells, n_latent)``."""
         h = self.trunk(z, *cats, cont=cont)
         normalized = None if self.normalized is None else self.normalized(h)
-        h = h if normalized is None else h.detach()
+        h = h.detach() if self.normalized_alone else h
         heads = (self.zi_logits, self.log_dispersion)
         others = (None if head is None else head(h) for head in heads)
         return Decoded(self.output(h), *others, normalized)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Be as the decoder in the file is, which once gave no normalised values."""
+        if f"{prefix}normalized.weight" not in state_dict:
+            self.normalized = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

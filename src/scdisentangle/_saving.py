@@ -18,7 +18,7 @@ from ._aside import aside, flush
 from ._errors import InputError, name_some
 from ._validation import check_is_anndata
 
-FILE_FORMAT = 10
+FILE_FORMAT = 11
 """Raised when the package of yesterday would not give what a file of today means."""
 FIRST_WITH_SPHERES = 2
 """File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
@@ -26,6 +26,8 @@ FIRST_WITH_NARROW_NIO = 5
 """File format since which the encoder of ``z_nio`` has units of its own number."""
 FIRST_WITH_SCALED_SIZE_FACTORS = 8
 """File format since which size factors are scaled to counts."""
+FIRST_WITH_BOTH_LOSSES = 11
+"""File format since which squared error trains codes too unless the model says otherwise."""
 
 _NEEDED = {
     "builtins": ("bytes", "dict", "list", "set", "slice", "tuple"),
@@ -165,6 +167,8 @@ class SavingMixin:
             )
         except (RuntimeError, OSError) as error:
             raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
+        if written < FIRST_WITH_BOTH_LOSSES and "code_loss" not in model._module_kwargs:
+            model._train_codes_by_likelihood()
         model.module.on_load(model)  # anew, since embeddings are other parameters once loaded
         if written < FIRST_WITH_SPHERES:
             model.module.encoder.bio_head.spherical = False
@@ -178,6 +182,16 @@ class SavingMixin:
             model.module.counts_per_size_factor = 1.0
             model.init_params_["kwargs"]["module_kwargs"]["counts_per_size_factor"] = 1.0
         return model
+
+    def _train_codes_by_likelihood(self) -> None:
+        """Be as earlier versions made the model, with what else follows from that."""
+        loaded = self.module
+        self._module_kwargs["code_loss"] = "likelihood"
+        self.init_params_["kwargs"]["module_kwargs"]["code_loss"] = "likelihood"
+        self.module = self._module_cls(**self._sizes(), **self._module_kwargs)
+        self.module.load_state_dict(loaded.state_dict())
+        self.module.minified_data_type = loaded.minified_data_type
+        self.module.to(loaded.device).train(loaded.training)
 
     @classmethod
     def load_registry(cls, dir_path: str | Path, prefix: str | None = None) -> dict:

@@ -1,0 +1,44 @@
+"""What options of the module are if not given, where that hangs on others; why is in the guide."""
+
+from __future__ import annotations
+
+from ._likelihoods import COUNT_LIKELIHOODS
+
+N_COMPONENTS = 200
+LEAST_PER_GENE = {"likelihood": 0.0, "both": 2.0, "squared_error": 5.0}
+"""Counts per gene that cells are scaled to at least, by what trains the codes."""
+
+
+def default_n_components(encoder: str, n_labels: int, n_batch: int) -> int:
+    """Components that the encoder of ``z_bio`` sees; 0 is the genes.
+
+    It sees genes where it is one with that of ``z_nio``, where labels tell what matters, and where
+    there is no second batch whose cells could be matched.
+    """
+    return 0 if encoder == "shared" or n_labels > 1 or n_batch == 1 else N_COMPONENTS
+
+
+def default_code_loss(
+    gene_likelihood: str, log_normalize: bool, n_components: int, kl_weight_bio: float
+) -> str:
+    """What trains the codes: both errors, where the squared one is of logarithms or of values."""
+    comparable = gene_likelihood != "normal" and (log_normalize or gene_likelihood == "mse")
+    return "both" if comparable and n_components > 0 and kl_weight_bio == 0 else "likelihood"
+
+
+def default_target_sum(median_library: float, code_loss: str, n_input: int) -> float:
+    """Library size that counts are scaled to."""
+    return max(median_library, LEAST_PER_GENE[code_loss] * n_input)
+
+
+def default_lambda_dis(
+    gene_likelihood: str, code_loss: str, n_components: int, n_input: int
+) -> float:
+    """Weight of the disentanglement: more where errors on the normalised scale train the codes."""
+    of_normalized = code_loss != "likelihood" or gene_likelihood not in COUNT_LIKELIHOODS
+    return (0.05 if of_normalized and n_components > 0 else 0.01) * n_input
+
+
+def default_power_of_axes(code_loss: str) -> float:
+    """Power of the covariance that the axes of ``z_bio`` are made longer by."""
+    return 0.25 if code_loss == "likelihood" else 0.5
