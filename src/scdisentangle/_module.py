@@ -334,7 +334,7 @@ class DisentangleModule(
             zero_inflated=gene_likelihood == "zinb",
             dispersed=dispersion == "gene-cell",
             normalized=code_loss != "likelihood" and gene_likelihood != "mse",
-            normalized_alone=code_loss == "squared_error" and gene_likelihood != "mse",
+            normalized_alone=code_loss == "squared_error",
             n_hidden=n_hidden,
             n_layers=1,
             dropout_rate=0.0,

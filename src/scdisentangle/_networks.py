@@ -343,8 +343,8 @@ class Decoder(nn.Module):
     normalized
         Whether to give normalised values, too.
     normalized_alone
-        Whether these alone train the codes and the hidden units: no gradient of the other outputs
-        then reaches them.
+        Whether these, if there are, alone train the codes and the hidden units: no gradient of the
+        other outputs then reaches them.
     **layers
         Keyword arguments for :class:`scvi.nn.FCLayers`.
     """
@@ -378,7 +378,7 @@ class Decoder(nn.Module):
         self.zi_logits = nn.Linear(n_hidden, n_output) if zero_inflated else None
         self.log_dispersion = nn.Linear(n_hidden, n_output) if dispersed else None
         self.normalized = nn.Linear(n_hidden, n_output) if normalized else None
-        self.normalized_alone = normalized_alone
+        self.normalized_alone = normalized and normalized_alone
 
     def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None) -> Decoded:
         """Decode joint codes, ``(n_cells, n_latent)``."""
