@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
 from scdisentangle import DisentangleModule, InputError
-from scdisentangle._networks import RunningMeans
+from scdisentangle._networks import Codebook, RunningMeans
 
 N_CELLS, N_GENES, N_BATCH = 24, 10, 3
 
@@ -258,6 +258,18 @@ def test_a_quantised_code_is_the_nearest_and_learns_straight_through(tensors):
     )
     losses.extra_metrics["classification_loss"].backward()
     assert gradient_norm(module.encoder.nio_encoder.parameters()) > 0
+
+
+def test_cells_come_to_the_code_of_their_batch_and_a_code_that_was_added_to_its_cells():
+    book = Codebook(n_batch=3, n_latent=2)
+    book.n_learned = 2
+    z = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], requires_grad=True)
+    batch = torch.tensor([0, 1, 2, 2])
+    book.commitment(z, batch).sum().backward()
+    codes, cells = book.codes.detach(), z.detach()
+    torch.testing.assert_close(z.grad, 2 * (cells - codes[batch]))
+    assert not book.codes.grad[:2].any()
+    torch.testing.assert_close(book.codes.grad[2], 2 * (2 * codes[2] - cells[2] - cells[3]))
 
 
 @pytest.mark.parametrize("flow", ["quantized", "detached", "variational", "free"])

@@ -167,10 +167,18 @@ def test_the_disentanglement_term_is_taken_in_some_steps(case, monkeypatch):
     assert len(taken) - n_validation == 2 * n_taken
 
 
-@pytest.mark.parametrize(
-    ("flow", "n_taken"), [("quantized", 5), ("detached", 23), ("variational", 23), ("free", 23)]
-)
-def test_a_quantised_z_nio_learns_in_the_steps_that_have_the_term(flow, n_taken):
+STEPS_WITH_CLASSIFICATION = {
+    "those of 27 that have the term": ("quantized", 1, 5, 135, 27),
+    "each, as five are too few": ("quantized", 6, 5, 23, 23),
+    "each of a detached z_nio": ("detached", 1, 5, 135, 135),
+    "each of a variational z_nio": ("variational", 1, 5, 135, 135),
+    "each of a free z_nio": ("free", 1, 5, 135, 135),
+}
+
+
+@pytest.mark.parametrize("case", STEPS_WITH_CLASSIFICATION)
+def test_z_nio_learns_in_the_steps_that_have_the_classification(case):
+    flow, batch_size, every, n_steps, n_taken = STEPS_WITH_CLASSIFICATION[case]
     n_learning = 0
 
     class Count(Callback):
@@ -180,8 +188,14 @@ def test_a_quantised_z_nio_learns_in_the_steps_that_have_the_term(flow, n_taken)
             assert all(learning) or not any(learning)
             n_learning += learning[0]
 
-    model = trained(2, {"dis_every_n_steps": 5}, nio_flow=flow, batch_size=6, callbacks=[Count()])
-    assert model.trainer.num_training_batches == 23
+    model = trained(
+        2,
+        {"dis_every_n_steps": every},
+        nio_flow=flow,
+        batch_size=batch_size,
+        callbacks=[Count()],
+    )
+    assert model.trainer.num_training_batches == n_steps
     assert n_learning == 2 * n_taken
 
 

@@ -277,8 +277,14 @@ class Codebook(nn.Module):
         return self.codes[nearest] + (z - encoded)
 
     def commitment(self, z: Tensor, batch: Tensor) -> Tensor:
-        """Squared distance of each cell to the code of its own batch, shape ``(n_cells,)``."""
-        return (z - self.codes[batch]).square().sum(dim=1)
+        """Squared distance of each cell to the code of its own batch, shape ``(n_cells,)``.
+
+        Cells come to the code, which would lose its distance to that of a like batch if it came
+        to them; only that of a batch that was added later does, whose cells stay where they are.
+        """
+        codes = self.codes[batch]
+        codes = torch.where(batch[:, None] < self.n_learned, codes.detach(), codes)
+        return (z - codes).square().sum(dim=1)
 
 
 class RunningMeans(nn.Module):

@@ -34,6 +34,11 @@ Components lack the batch, so that few are enough.
 """
 LONGEST_INTERVAL = 4
 """Steps from one with that term to the next, at the most."""
+STEPS_WITH_CLS = 20
+"""Steps of an epoch that the classification needs to be in no more than these.
+
+Of fewer, ``z_nio`` learned too little to tell replicates that are nearly alike.
+"""
 
 
 class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
@@ -63,8 +68,8 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         epoch with the term: with fewer, some small sets kept more of the batch. Where the encoder
         of ``z_bio`` sees relevant components, which lack the batch, that is 2 steps.
         Objectives with estimators of their own, which must keep up with the codes, are taken in
-        every step. The classification goes with it where ``z_nio`` is quantised, which takes the
-        code of the cell's batch in the steps between.
+        every step. The classification goes with it where ``z_nio`` is quantised and 20 steps of an
+        epoch have it; in the steps between, ``z_nio`` is the code of the cell's batch.
     lr, lr_schedule
         Learning rate, and its course: ``"cosine"`` down to 0, after the warm-up, or ``"constant"``,
         as always with ``reduce_lr_on_plateau``.
@@ -181,9 +186,11 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             return weights
         n_steps = self.trainer.num_training_batches
         step = self.trainer.fit_loop.batch_idx
-        factor = _schedules.interval_factor(step, n_steps, self._dis_interval(n_steps))
+        interval = self._dis_interval(n_steps)
+        factor = _schedules.interval_factor(step, n_steps, interval)
         taken = ["disentanglement_weight"]
-        if self.module.nio_flow == "quantized":  # of another, the decoder needs each encoding
+        quantized = self.module.nio_flow == "quantized"  # of another, decoders need each encoding
+        if quantized and n_steps / interval >= STEPS_WITH_CLS:
             taken.append("classification_weight")
         return weights | {k: None if factor is None else factor * weights[k] for k in taken}
 
