@@ -61,7 +61,8 @@ class _NegativeBinomial(torch.autograd.Function):
         sum_y = theta_y + mu_y
         of_y = y * (mu_y / sum_y).log_()
         of_y += _log_binomial(y, theta_y, _of_counts(theta.lgamma(), at, gene))
-        ctx.save_for_backward(theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y, sum_y)
+        share = ratio.add_(1).reciprocal_()
+        ctx.save_for_backward(theta, share, log_ratio, at, cell, gene, y, mu_y, theta_y, sum_y)
         with torch.autocast(mu.device.type, enabled=False):
             of_all = log_ratio @ theta if theta.dim() == 1 else (log_ratio * theta).sum(dim=-1)
         return of_all - _sum_of_cell(of_y, n_of_cell)
@@ -69,19 +70,19 @@ class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        theta, ratio, log_ratio, at, cell, gene, y, mu_y, theta_y, sum_y = ctx.saved_tensors
+        theta, share, log_ratio, at, cell, gene, y, mu_y, theta_y, sum_y = ctx.saved_tensors
         by_cell, g_y = g.unsqueeze(-1), g.index_select(0, cell)
-        share = y / sum_y
-        of_y = g_y * (share - digamma(y + theta_y))
-        d_mu = (ratio + 1).reciprocal_()
+        y_share = y / sum_y
+        of_y = g_y * (y_share - digamma(y + theta_y))
         if theta.dim() == 1:
             with torch.autocast(g.device.type, enabled=False):
-                d_theta = g @ log_ratio + g @ d_mu - g.sum()
+                d_theta = g @ log_ratio + g @ share - g.sum()
             d_theta.index_add_(0, gene, of_y + g_y * _of_counts(digamma(theta), at, gene))
         else:
-            d_theta = (log_ratio + d_mu).sub_(1).mul_(by_cell)
+            d_theta = (log_ratio + share).sub_(1).mul_(by_cell)
             d_theta.view(-1).index_add_(0, at, of_y + g_y * digamma(theta_y))
-        d_mu.mul_(by_cell).view(-1).index_add_(0, at, g_y * (share - y / mu_y))
+        d_mu = share * by_cell
+        d_mu.view(-1).index_add_(0, at, g_y * (y_share - y / mu_y))
         return d_mu, d_theta, None, None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 SMALLEST = 1e-8
 """Mean squared error of a value, below which its logarithm falls no further."""
@@ -32,7 +33,7 @@ def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
     >>> squared_error(torch.zeros(2, 3), torch.ones(2, 3))
     tensor([3., 3.])
     """
-    return (x_hat - x).square().sum(-1)
+    return mse_loss(x_hat, x, reduction="none").sum(-1)
 
 
 def calibrated(squared_errors: Tensor, n_genes: int) -> Tensor:
