@@ -279,7 +279,7 @@ def test_shifts_are_found_from_so_many_random_cells(monkeypatch):
     raw = model.get_latent_representation()
     seen = []
     monkeypatch.setattr(_training, "CELLS_TO_ALIGN", 240)
-    monkeypatch.setattr(Alignment, "fit", lambda self, *cells: seen.append(cells))
+    monkeypatch.setattr(Alignment, "fit", lambda self, *cells: seen.append(cells[:2]))
     model.align()
     (z, batch), codes = seen[0], adata.obs["batch"].cat.codes.to_numpy()
     cells = np.abs(z.numpy()[:, None] - raw).max(axis=2).argmin(axis=1)
@@ -290,6 +290,17 @@ def test_shifts_are_found_from_so_many_random_cells(monkeypatch):
     expected = stats.multivariate_hypergeom(of_all, 240)
     deviations = (drawn - expected.mean()) / np.diag(expected.cov()) ** 0.5
     assert np.abs(deviations).max() < 4
+
+
+def test_progress_is_shown_where_it_is_wanted(capsys):
+    model, _ = trained()
+    assert "Aligning" not in capsys.readouterr().err
+    model.align(progress_bar=False)
+    assert "Aligning" not in capsys.readouterr().err
+    model.align()
+    assert "Aligning" in capsys.readouterr().err
+    model.train(1)
+    assert "Aligning" in capsys.readouterr().err
 
 
 def test_minified_codes_are_not_aligned_again():

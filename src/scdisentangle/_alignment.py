@@ -8,6 +8,7 @@ from scipy.linalg import solve
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
+from tqdm.auto import trange
 
 from ._networks import AddedLater
 
@@ -109,7 +110,7 @@ class Alignment(AddedLater):
         self.moves &= self.first_new > 0
 
     @torch.no_grad()
-    def fit(self, z: Tensor, batch: Tensor) -> None:
+    def fit(self, z: Tensor, batch: Tensor, progress_bar: bool = False) -> None:
         """Estimate the shifts from codes, ``(n_cells, n_latent)``, that are not aligned yet.
 
         If there are batches before ``first_new``, their shifts and the clusters stay, and each new
@@ -125,7 +126,8 @@ class Alignment(AddedLater):
         if len(z) == 0:
             return
         group = groups(z, batch) if mapped else None
-        for i in range(len(self.centers)):
+        disabled = not progress_bar
+        for i in trange(len(self.centers), desc="Aligning", disable=disabled, leave=False):
             if not mapped:
                 self._find_clusters(z, i)
             memberships = self._memberships(mean_of_group(z, group) if mapped else z, i)

@@ -13,7 +13,7 @@ class SettlingMixin:
         for part in filter(None, (self.alignment, self.axes)):
             part.reset()
 
-    def settle(self, z_bio: Tensor, batch: Tensor) -> None:
+    def settle(self, z_bio: Tensor, batch: Tensor, progress_bar: bool = False) -> None:
         """Find the alignment, and then the axes.
 
         Parameters
@@ -22,10 +22,12 @@ class SettlingMixin:
             Codes, ``(n_cells, n_latent_bio)``, as inference gives them after :meth:`unsettle`.
         batch
             Batch of each cell, ``(n_cells,)``.
+        progress_bar
+            Whether to show progress.
         """
         z_bio = self.as_trained(z_bio)  # axes of a reference stay
         if self.alignment is not None:
-            self.alignment.fit(z_bio, batch)
+            self.alignment.fit(z_bio, batch, progress_bar)
             z_bio = self.alignment(z_bio, batch)
         if self.axes is not None:
             self.axes.fit(z_bio, batch)

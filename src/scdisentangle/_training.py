@@ -9,6 +9,7 @@ from os import PathLike
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 
@@ -128,6 +129,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if kwargs.get("datamodule") is None:
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
+        progress_bar = kwargs.get("enable_progress_bar", True) and rank_zero_only.rank == 0
         begun = Begun()
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), begun]
         if self.module is not None:
@@ -149,13 +151,15 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             self.is_trained_ |= isinstance(error, NonFiniteError) or interrupted
             if self.is_trained_:
                 self.module.eval()
-                self.align(kwargs.get("datamodule"))
+                self.align(kwargs.get("datamodule"), progress_bar)
             raise
-        self.align(kwargs.get("datamodule"))
+        self.align(kwargs.get("datamodule"), progress_bar)
         return result
 
     @torch.inference_mode()
-    def align(self, datamodule: LightningDataModule | None = None) -> None:
+    def align(
+        self, datamodule: LightningDataModule | None = None, progress_bar: bool = True
+    ) -> None:
         """Find the shifts between batches that training left in ``z_bio``, and take them out.
 
         Then the axes along which cells differ most are made longer. :meth:`train` ends with it.
@@ -167,6 +171,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         ----------
         datamodule
             What the model was trained from, where that was no AnnData.
+        progress_bar
+            Whether to show progress.
 
         Raises
         ------
@@ -202,7 +208,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if datamodule is not None:  # which may have shuffled the cells
             order = z_bio[:, 0].argsort()
             z_bio, batch = z_bio[order], batch[order]
-        self.module.settle(z_bio, batch)
+        self.module.settle(z_bio, batch, progress_bar)
 
     def _cells_to_align(self) -> np.ndarray | None:
         if self.adata.n_obs <= CELLS_TO_ALIGN:
