@@ -228,7 +228,7 @@ class DisentangleModule(
         n_layers: int = 2,
         dropout_rate: float = 0.0,
         input_dropout: float = 0.3,
-        nio_noise_factor: float = 5.0,
+        nio_noise_factor: float = 10.0,
         gene_likelihood: GeneLikelihood = "nb",
         code_loss: Literal["both", "likelihood", "squared_error"] | None = None,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
