@@ -170,7 +170,7 @@ def test_noise_has_the_level_asked_for(tensors, code, level):
 @pytest.mark.parametrize(
     ("options", "per_gene"),
     [
-        ({}, 0.05),
+        ({}, 0.03),
         ({"code_loss": "likelihood"}, 0.01),
         ({"kl_weight_bio": 0.1}, 0.01),
         ({"gene_likelihood": "mse"}, 0.05),
@@ -178,6 +178,7 @@ def test_noise_has_the_level_asked_for(tensors, code, level):
         ({"gene_likelihood": "mse", "n_components": 0}, 0.01),
         ({"code_loss": "squared_error"}, 0.05),
         ({"code_loss": "squared_error", "n_components": 0}, 0.01),
+        ({"code_loss": "both", "n_components": 0}, 0.01),
         ({"gene_likelihood": "mse", "lambda_dis": 0.6}, 0.6 / N_GENES),
     ],
 )

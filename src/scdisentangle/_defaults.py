@@ -7,6 +7,8 @@ from ._likelihoods import COUNT_LIKELIHOODS
 N_COMPONENTS = 200
 LEAST_PER_GENE = {"likelihood": 0.0, "both": 2.0, "squared_error": 5.0}
 """Counts per gene that cells are scaled to at least, by what trains the codes."""
+LAMBDA_DIS_PER_GENE = {"likelihood": 0.01, "both": 0.03, "squared_error": 0.05}
+"""Weight of the disentanglement, by what trains the codes: errors of values have more gradient."""
 
 
 def default_n_components(encoder: str, n_labels: int, n_batch: int) -> int:
@@ -34,9 +36,12 @@ def default_target_sum(median_library: float, code_loss: str, n_input: int) -> f
 def default_lambda_dis(
     gene_likelihood: str, code_loss: str, n_components: int, n_input: int
 ) -> float:
-    """Weight of the disentanglement: more where errors on the normalised scale train the codes."""
-    of_normalized = code_loss != "likelihood" or gene_likelihood not in COUNT_LIKELIHOODS
-    return (0.05 if of_normalized and n_components > 0 else 0.01) * n_input
+    """Weight of the disentanglement; an encoder that sees the genes, and the batch, bears least."""
+    if n_components == 0:
+        code_loss = "likelihood"
+    elif gene_likelihood not in COUNT_LIKELIHOODS:
+        code_loss = "squared_error"
+    return LAMBDA_DIS_PER_GENE[code_loss] * n_input
 
 
 def default_power_of_axes(code_loss: str) -> float:

@@ -187,8 +187,9 @@ class DisentangleModule(
     lambda_cls, lambda_dis
         Weights :math:`\lambda` of the classification and the disentanglement term. ``None`` is
         0.01 per gene: the reconstruction term is a sum over genes, and so keeps its share. That of
-        the disentanglement is 0.05 if the encoder of ``z_bio`` sees components and normalised
-        values, by squared error or ``"normal"``, train it: their gradients are larger.
+        the disentanglement is more if the encoder of ``z_bio`` sees components and normalised
+        values, by squared error or ``"normal"``, train it, whose gradients are larger: 0.05, and
+        0.03 beside a likelihood of counts.
     kl_weight_bio, kl_weight_nio
         Weight of the Kullback-Leibler term of each code, as a share of the evidence lower bound's.
         ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
