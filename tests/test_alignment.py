@@ -294,13 +294,13 @@ def test_shifts_are_found_from_so_many_random_cells(monkeypatch):
 
 def test_progress_is_shown_where_it_is_wanted(capsys):
     model, _ = trained()
-    assert "Aligning" not in capsys.readouterr().err
+    assert "Aligning" not in capsys.readouterr().out
     model.align(progress_bar=False)
-    assert "Aligning" not in capsys.readouterr().err
+    assert "Aligning" not in capsys.readouterr().out
     model.align()
-    assert "Aligning" in capsys.readouterr().err
+    assert "Aligning" in capsys.readouterr().out
     model.train(1)
-    assert "Aligning" in capsys.readouterr().err
+    assert "Aligning" in capsys.readouterr().out
 
 
 def test_minified_codes_are_not_aligned_again():

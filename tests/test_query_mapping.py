@@ -159,8 +159,8 @@ def test_training_finds_what_the_genes_of_a_new_batch_are_off_by():
     query_model.is_trained = True
     before = distance()
     query_model.is_trained = False
-    query_model.train(100, enable_progress_bar=False, plan_kwargs={"weight_decay": 0.0})
-    assert distance() < 0.7 * before
+    query_model.train(200, enable_progress_bar=False, plan_kwargs={"weight_decay": 0.0})
+    assert distance() < 0.55 * before
     shifts = query_model.module.gene_shifts.shifts[-1].detach().numpy()
     assert shifts[off].mean() > 3 * abs(shifts[~off].mean()) > 0
     ridge = query_model.history["gene_shifts_weighted_train"].to_numpy()[-1, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from scipy.linalg import solve
@@ -126,8 +128,8 @@ class Alignment(AddedLater):
         if len(z) == 0:
             return
         group = groups(z, batch) if mapped else None
-        disabled = not progress_bar
-        for i in trange(len(self.centers), desc="Aligning", disable=disabled, leave=False):
+        shown = {"desc": "Aligning", "leave": False, "file": sys.stdout}  # where Lightning's bar is
+        for i in trange(len(self.centers), disable=not progress_bar, **shown):
             if not mapped:
                 self._find_clusters(z, i)
             memberships = self._memberships(mean_of_group(z, group) if mapped else z, i)
