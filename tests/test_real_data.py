@@ -63,10 +63,14 @@ def test_a_cell_line_that_one_batch_alone_has_stays_apart(real_data, line):
     adata = adata[~is_line | (adata.obs["batch"] == home)].copy()
     pp.select_genes(adata, 2000, batch_key="batch")
     adata = adata[:, adata.var["highly_variable"].to_numpy()].copy()
-    scvi.settings.seed = 0
     DisentangleModel.setup_anndata(adata, batch_key="batch")
-    model = DisentangleModel(adata)
-    model.train(enable_progress_bar=False)
-    near = NearestNeighbors(n_neighbors=15).fit(model.get_latent_representation())
-    neighbors = near.kneighbors(return_distance=False)[(adata.obs["celltype"] == line).to_numpy()]
-    assert (adata.obs["celltype"].to_numpy()[neighbors] == line).mean() > 0.95
+    types = adata.obs["celltype"].to_numpy()
+    shares = []
+    for seed in range(3):  # one seed alone was 0.95 where the next ones were 0.86 and 0.88
+        scvi.settings.seed = seed
+        model = DisentangleModel(adata)
+        model.train(enable_progress_bar=False)
+        near = NearestNeighbors(n_neighbors=15).fit(model.get_latent_representation())
+        neighbors = near.kneighbors(return_distance=False)[types == line]
+        shares.append((types[neighbors] == line).mean())
+    assert np.mean(shares) > 0.93
