@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
 from scdisentangle import DisentangleModule, InputError
-from scdisentangle._networks import Codebook, RunningMeans
+from scdisentangle._per_batch import Codebook, RunningMeans
 
 N_CELLS, N_GENES, N_BATCH = 24, 10, 3
 

@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-from ._networks import AddedLater
+from ._added_later import AddedLater
 
 CELLS_PER_CLUSTER = 50
 CELLS_PER_GROUP = 10
@@ -128,8 +128,14 @@ class Alignment(AddedLater):
         if len(z) == 0:
             return
         group = groups(z, batch) if mapped else None
-        shown = {"desc": "Aligning", "leave": False, "file": sys.stdout}  # where Lightning's bar is
-        for i in trange(len(self.centers), disable=not progress_bar, **shown):
+        rounds = trange(
+            len(self.centers),
+            desc="Aligning",
+            disable=not progress_bar,
+            leave=False,
+            file=sys.stdout,  # where Lightning's bar is
+        )
+        for i in rounds:
             if not mapped:
                 self._find_clusters(z, i)
             memberships = self._memberships(mean_of_group(z, group) if mapped else z, i)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._networks import AddedLater
+from ._added_later import AddedLater
 from ._relevant_components import means_of_batch
 
 SHORTEST = 1e-4

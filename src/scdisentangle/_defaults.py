@@ -37,11 +37,8 @@ def default_lambda_dis(
     gene_likelihood: str, code_loss: str, n_components: int, n_input: int
 ) -> float:
     """Weight of the disentanglement; an encoder that sees the genes, and the batch, bears least."""
-    if n_components == 0:
-        code_loss = "likelihood"
-    elif gene_likelihood not in COUNT_LIKELIHOODS:
-        code_loss = "squared_error"
-    return LAMBDA_DIS_PER_GENE[code_loss] * n_input
+    trained_by = code_loss if gene_likelihood in COUNT_LIKELIHOODS else "squared_error"
+    return LAMBDA_DIS_PER_GENE[trained_by if n_components > 0 else "likelihood"] * n_input
 
 
 def default_power_of_axes(code_loss: str) -> float:

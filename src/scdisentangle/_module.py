@@ -46,14 +46,8 @@ from ._likelihoods import (
     expression_distribution,
     reconstruction_loss,
 )
-from ._networks import (
-    Codebook,
-    Decoded,
-    Decoder,
-    GeneShifts,
-    RunningMeans,
-    TwoCodeEncoder,
-)
+from ._networks import Decoded, Decoder, TwoCodeEncoder
+from ._per_batch import Codebook, GeneShifts, RunningMeans
 from ._sampling import SamplingMixin
 from ._settling import SettlingMixin
 from .data._loading import ABOVE_ZERO_KEY
