@@ -279,7 +279,7 @@ def test_shifts_are_found_from_so_many_random_cells(monkeypatch):
     raw = model.get_latent_representation()
     seen = []
     monkeypatch.setattr(_training, "CELLS_TO_ALIGN", 240)
-    monkeypatch.setattr(Alignment, "fit", lambda self, *cells: seen.append(cells[:2]))
+    monkeypatch.setattr(Alignment, "fit", lambda self, z, batch, _: seen.append((z, batch)))
     model.align()
     (z, batch), codes = seen[0], adata.obs["batch"].cat.codes.to_numpy()
     cells = np.abs(z.numpy()[:, None] - raw).max(axis=2).argmin(axis=1)
