@@ -10,6 +10,7 @@ from scvi.nn import FCLayers
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from ._products import Linear, linear
 from ._relevant_components import RelevantComponents
 
 SHORTCUT = 0.25
@@ -25,7 +26,8 @@ class Layers(FCLayers):
             return super().forward(x, *cat_list, cont=cont)
         for layer in self.fc_layers:
             for part in filter(None, layer):
-                x = part(x)
+                is_product = isinstance(part, nn.Linear)
+                x = linear(x, part.weight, part.bias) if is_product else part(x)
         return x
 
 
@@ -266,10 +268,10 @@ class Decoder(nn.Module):
             use_layer_norm=True,
             **layers,
         )
-        self.output = nn.Linear(n_hidden, n_output)
-        self.zi_logits = nn.Linear(n_hidden, n_output) if zero_inflated else None
-        self.log_dispersion = nn.Linear(n_hidden, n_output) if dispersed else None
-        self.normalized = nn.Linear(n_hidden, n_output) if normalized else None
+        self.output = Linear(n_hidden, n_output)
+        self.zi_logits = Linear(n_hidden, n_output) if zero_inflated else None
+        self.log_dispersion = Linear(n_hidden, n_output) if dispersed else None
+        self.normalized = Linear(n_hidden, n_output) if normalized else None
         self.normalized_alone = normalized and normalized_alone
 
     def forward(self, z: Tensor, *cats: Tensor, cont: Tensor | None = None) -> Decoded:

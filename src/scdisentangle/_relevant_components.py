@@ -12,6 +12,7 @@ from sklearn.neighbors import kneighbors_graph
 from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
+from ._products import linear
 from .objectives.contrastive import mutual_nearest_neighbours
 
 CELLS_TO_COMPARE = 5_000
@@ -79,7 +80,7 @@ class RelevantComponents(nn.Module):
 
     def forward(self, centered: Tensor) -> Tensor:
         """Components, ``(n_cells, n_components)``, of centred expression."""
-        return nn.functional.linear(centered, self.weight)
+        return linear(centered, self.weight)
 
     def fit(self, x: Tensor, batch: Tensor) -> None:
         """Find the components.
