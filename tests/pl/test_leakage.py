@@ -7,6 +7,7 @@ import pytest
 from scdisentangle import InputError, pl
 from scdisentangle.data import simulated_codes
 from scdisentangle.tl import disentanglement_report
+from scdisentangle.tl import leakage as table_of_leakage
 
 
 def test_shades_and_numbers_are_shares_of_the_way_from_luck_to_certainty(report, tmp_path):
@@ -71,3 +72,31 @@ def test_on_axes_that_are_given_and_without_labels():
     assert "structure,\nwithin\nbatches" in [text.get_text() for text in ax.texts]
     with pytest.raises(InputError, match="'other' is not in adata.uns"):
         pl.leakage(adata, key="other", show=False)
+
+
+def test_the_table_of_probes_is_drawn_from_wherever_it_is():
+    adata = simulated_codes(400, n_types=3, seed=1, leak=0.5)
+    table = table_of_leakage(adata, "batch", "celltype", progress_bar=False)
+    groups = table[~table["within"].isin(["all", "mean over labels", "mean over batches"])]
+    rows = groups[(groups["code"] == "z_bio") & (groups["target"] == "batch")].set_index("within")
+    expected = ((rows["balanced_accuracy"] - rows["chance"]) / (1 - rows["chance"])).clip(lower=0)
+    for source in (table, adata):
+        ax = pl.leakage(source, show=False)
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        shades = dict(zip(names, ax.images[0].get_array()[:, 0], strict=True))
+        assert {name: shades[name] for name in rows.index} == pytest.approx(expected.to_dict())
+        assert not any("*" in text.get_text() for text in ax.texts)
+
+
+def test_a_report_comes_before_a_table_unless_that_is_asked_for():
+    adata = simulated_codes(400, n_types=3, seed=1)
+    disentanglement_report(adata, "batch", "celltype", progress_bar=False)
+    table_of_leakage(adata, "batch", "celltype", progress_bar=False)
+    columns = [len(pl.leakage(adata, key=k, show=False).get_xticks()) for k in (None, "leakage")]
+    assert columns == [3, 2]  # a report compares with the cells before integration
+
+
+def test_a_table_of_other_things_is_refused():
+    adata = simulated_codes(400, n_types=3, seed=1)
+    with pytest.raises(InputError, match="no column 'code'"):
+        pl.leakage(adata.obs, show=False)

@@ -21,6 +21,9 @@ from ._words import CODES
 if TYPE_CHECKING:
     from scdisentangle import DisentangleModel
 
+REPORT, TABLE = "disentanglement", "leakage"
+"""Where :mod:`scdisentangle.tl` keeps a report, and the table of its ``leakage``."""
+_OF_TABLE = ["code", "target", "within", "balanced_accuracy", "chance"]
 _CMAP = "YlGnBu"
 _NOT_ASKED = "#EEEEEE"
 _TITLES = {
@@ -31,9 +34,9 @@ _TITLES = {
 
 
 def leakage(
-    source: ad.AnnData | DisentangleModel | DisentanglementReport,
+    source: ad.AnnData | DisentangleModel | DisentanglementReport | pd.DataFrame,
     *,
-    key: str = "disentanglement",
+    key: str | None = None,
     ax: Axes | None = None,
     show: bool = True,
     save: str | Path | None = None,
@@ -42,16 +45,17 @@ def leakage(
 
     One row for each group of cells, one column for each code. The shade is the balanced accuracy of
     the stronger probe on a scale from luck (0) to certainty (1), which is the number in the cell; a
-    star is a permutation p-value below 0.05. The upper part should be light for z_bio, the lower
-    for z_nio, and both are dark before integration.
+    star is a permutation p-value below 0.05, which a report has. The upper part should be light for
+    z_bio, the lower for z_nio, and both are dark before integration.
 
     Parameters
     ----------
     source
-        What :func:`scdisentangle.tl.disentanglement_report` returned, or the model or AnnData that
-        it was called on.
+        What :func:`scdisentangle.tl.disentanglement_report` or :func:`scdisentangle.tl.leakage`
+        returned, or the model or AnnData that it was called on.
     key
-        Key of ``adata.uns`` with the report.
+        Key of ``adata.uns`` with the report or the table. ``None`` takes the report under
+        ``"disentanglement"``, or where there is none the table under ``"leakage"``.
     ax
         Axes to draw on.
     show
@@ -66,7 +70,7 @@ def leakage(
     Raises
     ------
     InputError
-        If there is no report, or it has no groups of cells.
+        If there is no report and no table, or it has no groups of cells.
 
     Examples
     --------
@@ -75,11 +79,10 @@ def leakage(
     >>> report = sd.tl.disentanglement_report(adata, "batch", "celltype", progress_bar=False)
     >>> ax = sd.pl.leakage(report, show=False)
     """
-    report = report_of(source, key)
-    parts = _parts(report.table)
+    parts = _parts(_table_of(source, key))
     if not parts:
         raise InputError(
-            "The report asked within no group: no type is shared by two batches, and no batch has "
+            "Nothing was asked within a group: no type is shared by two batches, and no batch has "
             "two types. There is nothing to draw."
         )
     values, p_values = (
@@ -126,9 +129,35 @@ def leakage(
     return ax
 
 
+def _table_of(
+    source: ad.AnnData | DisentangleModel | DisentanglementReport | pd.DataFrame, key: str | None
+) -> pd.DataFrame:
+    """Balanced accuracies (`value`) beside those by luck, of a report or of `tl.leakage`."""
+    if not isinstance(source, ad.AnnData | DisentanglementReport | pd.DataFrame):
+        check_is_model(source)
+        source = source.adata
+    if isinstance(source, ad.AnnData):
+        if key is None:
+            key = next((k for k in (REPORT, TABLE) if k in source.uns), REPORT)
+        if isinstance(source.uns.get(key), pd.DataFrame):
+            source = source.uns[key]
+    if not isinstance(source, pd.DataFrame):
+        table = report_of(source, key).table
+        return table[table["measure"] == "balanced_accuracy"]
+    lacking = [name for name in _OF_TABLE if name not in source]
+    if lacking:
+        raise InputError(
+            f"The table has no column '{lacking[0]}': pass what tl.leakage or "
+            "tl.disentanglement_report returned, or the model or AnnData that it was called on."
+        )
+    return source[_OF_TABLE].set_axis(["code", "target", "within", "value", "luck"], axis=1)
+
+
 def _parts(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Rows of the groups of each question, the batch first, `far` from luck to certainty."""
-    groups = of_groups(table[table["measure"] == "balanced_accuracy"]).copy()
+    groups = of_groups(table).copy()
+    if "p_value" not in groups:
+        groups["p_value"] = np.nan
     groups["far"] = [above(*row) for row in groups[["value", "luck"]].itertuples(index=False)]
     batch = groups["target"] == "batch"
     return [part for part in (groups[batch], groups[~batch]) if not part.empty]
