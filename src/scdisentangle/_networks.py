@@ -10,7 +10,7 @@ from scvi.nn import FCLayers
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from ._products import Linear, linear
+from ._products import Linear
 from ._relevant_components import RelevantComponents
 
 SHORTCUT = 0.25
@@ -26,8 +26,7 @@ class Layers(FCLayers):
             return super().forward(x, *cat_list, cont=cont)
         for layer in self.fc_layers:
             for part in filter(None, layer):
-                is_product = isinstance(part, nn.Linear)
-                x = linear(x, part.weight, part.bias) if is_product else part(x)
+                x = part(x)
         return x
 
 

@@ -1,4 +1,4 @@
-"""Products with large weights, which a CPU takes through oneDNN.
+"""The largest products, which a CPU takes through oneDNN.
 
 PyTorch takes Intel's MKL, which on some CPUs of others runs at less than half of their speed.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
-LARGE = 2**15
+LARGE = 2**16
 """Weights from which a product is worth the way there."""
 
 
