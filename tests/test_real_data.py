@@ -1,5 +1,7 @@
 """The promise on real sets: every objective trains, and the defaults beat doing nothing."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,6 +56,7 @@ def test_the_command_line_beats_pca_and_finds_the_batch(real_data, tmp_path, nam
     assert leakage["X_disentangle_batch", "batch from code", "all"] >= 0.95
 
 
+@cache
 def own_neighbours(real_data, line, seed, **options):
     """Share of the neighbours of a cell line's cells that are of it, where one batch has it."""
     adata = sc.read_h5ad(real_data / "cellbench.h5ad")

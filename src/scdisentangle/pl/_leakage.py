@@ -133,9 +133,7 @@ def _table_of(
     source: ad.AnnData | DisentangleModel | DisentanglementReport | pd.DataFrame, key: str | None
 ) -> pd.DataFrame:
     """Balanced accuracies (`value`) beside those by luck, of a report or of `tl.leakage`."""
-    if not isinstance(source, ad.AnnData | DisentanglementReport | pd.DataFrame):
-        check_is_model(source)
-        source = source.adata
+    source = _not_of_model(source)
     if isinstance(source, ad.AnnData):
         if key is None:
             key = next((k for k in (REPORT, TABLE) if k in source.uns), REPORT)
@@ -150,14 +148,13 @@ def _table_of(
             f"The table has no column '{lacking[0]}': pass what tl.leakage or "
             "tl.disentanglement_report returned, or the model or AnnData that it was called on."
         )
-    return source[_OF_TABLE].set_axis(["code", "target", "within", "value", "luck"], axis=1)
+    named = source[_OF_TABLE].set_axis(["code", "target", "within", "value", "luck"], axis=1)
+    return named.assign(p_value=np.nan)
 
 
 def _parts(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Rows of the groups of each question, the batch first, `far` from luck to certainty."""
     groups = of_groups(table).copy()
-    if "p_value" not in groups:
-        groups["p_value"] = np.nan
     groups["far"] = [above(*row) for row in groups[["value", "luck"]].itertuples(index=False)]
     batch = groups["target"] == "batch"
     return [part for part in (groups[batch], groups[~batch]) if not part.empty]
@@ -167,6 +164,7 @@ def report_of(
     source: ad.AnnData | DisentangleModel | DisentanglementReport, key: str
 ) -> DisentanglementReport:
     """The report itself, or that which is kept where it was made."""
+    source = _not_of_model(source)
     if isinstance(source, DisentanglementReport):
         return source
     if isinstance(source, pd.DataFrame):
@@ -174,7 +172,14 @@ def report_of(
             "A table is no report: pass what tl.disentanglement_report returned, or the model or "
             "AnnData that it was called on."
         )
-    if isinstance(source, ad.AnnData):
-        return DisentanglementReport.from_adata(source, key)
+    return DisentanglementReport.from_adata(source, key)
+
+
+def _not_of_model(
+    source: ad.AnnData | DisentangleModel | DisentanglementReport | pd.DataFrame,
+) -> ad.AnnData | DisentanglementReport | pd.DataFrame:
+    """The AnnData of a model; any other source as it is."""
+    if isinstance(source, ad.AnnData | DisentanglementReport | pd.DataFrame):
+        return source
     check_is_model(source)
-    return DisentanglementReport.from_adata(source.adata, key)
+    return source.adata
