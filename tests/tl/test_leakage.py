@@ -137,7 +137,7 @@ def test_what_is_handed_in_must_be_of_the_right_kind():
     with pytest.raises(InputError, match="Pass a trained DisentangleModel, not AnnData"):
         tl.batch_effect(adata)
     with pytest.raises(InputError, match="A table is no report"):
-        pl.leakage(tl.leakage(adata, "batch"))
+        pl.report(tl.leakage(adata, "batch"))
     dense = tl.leakage(adata, "batch")
     adata.obsm["X_disentangle"] = sparse.csr_matrix(adata.obsm["X_disentangle"])
     pd.testing.assert_frame_equal(tl.leakage(adata, "batch"), dense)
