@@ -1,6 +1,7 @@
 """Labels of unlabelled cells."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 
@@ -44,6 +45,16 @@ def test_soft_prediction_is_the_share_of_the_neighbours(model):
     votes = 5 * model.predict(soft=True).to_numpy()  # by default
     np.testing.assert_allclose(votes, votes.round(), atol=1e-6)
     assert ((votes > 0.5) & (votes < 4.5)).any()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_many_cells_are_labelled_in_parts_that_show(model, shown, monkeypatch, capsys):
+    at_once, soft = model.predict(), model.predict(soft=True)
+    assert "Labelling" not in capsys.readouterr().err
+    monkeypatch.setattr("scdisentangle._labels.CELLS_AT_ONCE", 250)
+    np.testing.assert_array_equal(model.predict(progress_bar=shown), at_once)
+    assert ("3/3" in capsys.readouterr().err) == shown
+    pd.testing.assert_frame_equal(model.predict(soft=True, progress_bar=False), soft)
 
 
 def test_a_batch_that_was_annotated_in_its_own_words_keeps_them(model):

@@ -9,12 +9,15 @@ import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from sklearn.neighbors import KNeighborsClassifier
+from tqdm.auto import trange
 
 from ._errors import InputError
 from ._validation import positions
 
 OTHER_BATCH = 0.15
 """What another batch adds to a squared distance, as a share of the mean one between any cells."""
+CELLS_AT_ONCE = 10_000
+"""Cells that votes are counted for between two steps of the progress bar."""
 
 
 class LabelMixin:
@@ -29,6 +32,7 @@ class LabelMixin:
         soft: bool = False,
         batch_size: int | None = None,
         n_neighbors: int = 5,
+        progress_bar: bool = True,
     ) -> np.ndarray | pd.DataFrame:
         """The label of each cell, by a vote of the nearest labelled cells in ``z_bio``.
 
@@ -47,6 +51,9 @@ class LabelMixin:
             Whether to give the share of votes for every label, instead of the label with most.
         n_neighbors
             Number of votes. Many outvote a type of which few cells are labelled.
+        progress_bar
+            Whether to show progress where there are more than 10,000 cells. Each is compared with
+            every labelled one.
 
         Returns
         -------
@@ -77,11 +84,20 @@ class LabelMixin:
             self.get_latent_representation(adata, indices, batch_size=batch_size),
             self._names(REGISTRY_KEYS.BATCH_KEY, adata, indices).astype(str),
         )
+        vote = classifier.predict_proba if soft else classifier.predict
+        parts = trange(
+            0,
+            len(codes),
+            CELLS_AT_ONCE,
+            desc="Labelling",
+            disable=not progress_bar or len(codes) <= CELLS_AT_ONCE,
+        )
+        voted = np.concatenate([vote(codes[first : first + CELLS_AT_ONCE]) for first in parts])
         if not soft:
-            return classifier.predict(codes)
+            return voted
         cells = self._validate_anndata(adata).obs_names
         return pd.DataFrame(
-            classifier.predict_proba(codes),
+            voted,
             index=cells[positions(indices, len(cells))],
             columns=classifier.classes_,
         )
