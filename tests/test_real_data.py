@@ -75,14 +75,7 @@ def own_neighbours(real_data, line, seed, **options):
 
 
 @pytest.mark.parametrize(
-    ("line", "options"),
-    [
-        ("A549", {}),
-        ("H2228", {"code_loss": "likelihood"}),
-        pytest.param(
-            "H2228", {}, marks=pytest.mark.xfail(reason="0.89 to 0.97, by seed", strict=False)
-        ),
-    ],
+    ("line", "options"), [("A549", {}), ("H2228", {"code_loss": "likelihood"})]
 )
 def test_a_cell_line_that_one_batch_alone_has_stays_apart(real_data, line, options):
     """In the genes the lines of cellbench are apart; a line without its like must not be merged."""
@@ -91,4 +84,4 @@ def test_a_cell_line_that_one_batch_alone_has_stays_apart(real_data, line, optio
 
 def test_of_the_cell_line_that_mixes_most_little_is_lost(real_data):
     """Over seeds, since one alone may be lucky."""
-    assert np.mean([own_neighbours(real_data, "H2228", seed) for seed in range(3)]) > 0.93
+    assert np.mean([own_neighbours(real_data, "H2228", seed) for seed in range(3)]) > 0.95

@@ -15,12 +15,14 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from scdisentangle import DisentangleModel, InputError, _training_plan, data
+from scdisentangle._networks import TwoCodeEncoder
 from scdisentangle._relevant_components import (
     RelevantComponents,
     average_of_batch,
     between_matched,
     matched_cells,
     relevant_components,
+    shrunk,
     trusted,
 )
 
@@ -48,7 +50,7 @@ def test_the_first_components_are_those_of_the_types_not_of_the_batch():
     x, types, batch, axes = two_batches(n_cells=1200)
     of_types = axes[:4] - axes[:4].mean(axis=0)
     span = np.linalg.svd(of_types)[2][:3]
-    found = relevant_components(x, batch, 20)[:3]
+    found = relevant_components(x, batch, 20)[0][:3]
     assert cosines(found, span).min() > 0.97
     assert np.abs(found / np.linalg.norm(found, axis=1, keepdims=True) @ axes[4]).max() < 0.05
 
@@ -64,7 +66,7 @@ def test_they_are_fishers_where_matched_cells_are_those_of_a_type():
     x, types, batch, _ = two_batches()
     without_batch = x - np.stack([x[batch == b].mean(axis=0) for b in range(2)])[batch]
     fisher = LinearDiscriminantAnalysis(solver="eigen").fit(without_batch, types).scalings_[:, :3]
-    found = relevant_components(x, batch, N_GENES)[:3]
+    found = relevant_components(x, batch, N_GENES)[0][:3]
     z = (x - x.mean(axis=0)) @ found.T
     expected = without_batch @ fisher
     assert share_within(z, types) < 2 * share_within(expected, types) < 0.1
@@ -73,7 +75,7 @@ def test_they_are_fishers_where_matched_cells_are_those_of_a_type():
 def test_matched_cells_differ_alike_along_every_component():
     """By definition of the components, up to the ridge."""
     x, _, batch, _ = two_batches()
-    found = relevant_components(x, batch, 10)
+    found = relevant_components(x, batch, 10)[0]
     z = (x - x.mean(axis=0)) @ found.T
     covariance = between_matched(z, matched_cells(z, batch))
     assert np.diag(covariance).max() < 1.3
@@ -81,7 +83,7 @@ def test_matched_cells_differ_alike_along_every_component():
 
 
 def by_loops(x, batch):
-    """Components of the definition, and S and N + 3 B + r I of the last round, in gene space."""
+    """Components of the definition, and S and D + r I of the last round, in gene space."""
     x = x - x.mean(axis=0)
     within = x - np.stack([x[batch == b].mean(axis=0) for b in range(2)])[batch]
     spread = within.T @ within / len(x)
@@ -101,10 +103,16 @@ def by_loops(x, batch):
         pairs = np.argwhere(near & near.T)
         squared = euclidean_distances(average @ compared, squared=True)[*pairs.T]
         weights = (1 + squared / (0.3 * np.median(squared))) ** -2
-        differ = 0.05 * np.trace(spread) / len(spread) * np.eye(len(spread))
+        differ = np.zeros_like(spread)
         for factor, z in ((1.0, x), (3.0, average @ x)):
             apart = z[pairs[:, 0]] - z[pairs[:, 1]]
             differ += factor * (apart.T * weights) @ apart / 2 / weights.sum()
+        of_cell = np.bincount(pairs[:, 0], weights, len(x))
+        n_cells = of_cell.sum() ** 2 / (of_cell**2).sum()
+        share = n_cells / (n_cells + len(spread))
+        equal = np.eye(len(spread)) / len(spread)
+        differ = share * differ + (1 - share) * np.trace(differ) * equal
+        differ += 0.05 * np.trace(spread) * equal
         root = np.linalg.inv(np.linalg.cholesky(differ))
         w = root.T @ np.linalg.eigh(root @ spread @ root.T)[1][:, ::-1]
         compared = (x @ w)[:, :30]
@@ -117,18 +125,19 @@ def test_they_solve_the_equation_that_defines_them():
     x = rng.normal(size=(150, N_GENES))  # of which no two averages are as good as the same
     x[:, :3] += 3.0 * np.stack([batch, types, batch * types], axis=1)
     expected, spread, differ = by_loops(x, batch)
-    found = relevant_components(x, batch, N_GENES)
+    found, relevance = relevant_components(x, batch, N_GENES)
     np.testing.assert_allclose(found @ differ @ found.T, np.eye(N_GENES), atol=1e-6)
     ratios = np.diag(expected @ spread @ expected.T)
     assert (np.diff(ratios) < 0).all()
     np.testing.assert_allclose(found @ spread @ found.T, np.diag(ratios), atol=1e-6 * ratios[0])
+    np.testing.assert_allclose(relevance, ratios, rtol=1e-6)
 
 
 def test_a_type_that_one_batch_lacks_keeps_its_direction():
     x, types, batch, axes = two_batches()
     kept = (types != 3) | (batch == 0)
     x, types, batch = x[kept], types[kept], batch[kept]
-    z = (x - x.mean(axis=0)) @ relevant_components(x, batch, 20)[:3].T
+    z = (x - x.mean(axis=0)) @ relevant_components(x, batch, 20)[0][:3].T
     predicted = cross_val_predict(KNeighborsClassifier(5), z, types)
     assert balanced_accuracy_score(types, predicted) > 0.98
 
@@ -138,7 +147,7 @@ def test_two_types_that_two_batches_lack_in_turn_are_not_taken_for_one(seed):
     """Each is the nearest that the other batch has, and so they are matched; in vain."""
     x, types, batch, axes = two_batches(seed, n_types=6)
     kept = ((types != 3) | (batch == 0)) & ((types != 2) | (batch == 1))
-    found = relevant_components(x[kept], batch[kept], 20)[:5]
+    found = relevant_components(x[kept], batch[kept], 20)[0][:5]
     apart = axes[3] - axes[2]
     assert cosines(found, apart[None]).min() > 0.9
     ordinary = axes[1] - axes[0]
@@ -176,6 +185,36 @@ def test_the_covariance_of_matched_cells_is_that_around_their_means():
     np.testing.assert_allclose(between_matched(z, csr_array(matched)), around.T @ around / 2)
     nobody = csr_array((4, 4))
     np.testing.assert_array_equal(between_matched(z, nobody), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("n_matched", [4, 60])
+def test_the_covariance_of_few_cells_is_nearer_to_equal_variances(n_matched):
+    matched = np.zeros((n_matched, n_matched))
+    cells = np.arange(n_matched)
+    matched[cells, cells[::-1]] = 0.7
+    share = n_matched / (n_matched + 2)
+    expected = np.diag([6 * share + 3 * (1 - share), 3 * (1 - share)])
+    np.testing.assert_allclose(shrunk(np.diag([6.0, 0.0]), csr_array(matched)), expected)
+    nobody = csr_array((n_matched, n_matched))
+    np.testing.assert_allclose(shrunk(np.diag([6.0, 0.0]), nobody), 3 * np.eye(2))
+
+
+def test_few_cells_show_their_types_and_not_chance():
+    """Fewer cells than genes: five types, the batch, and as much chance along every gene."""
+    rng = np.random.default_rng(0)
+    types, batch = np.tile(np.arange(5), 20), np.repeat([0, 1], 50)
+    axes = np.linalg.qr(rng.normal(size=(600, 6)))[0].T
+    x = 5 * axes[types] + 12 * np.outer(batch, axes[5]) + rng.normal(size=(100, 600))
+    components = RelevantComponents(600, 90)
+    components.fit(torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(batch))
+    z = components(torch.as_tensor(x, dtype=torch.float32)).numpy()
+    genes = x - np.stack([x[batch == b].mean(axis=0) for b in range(2)])[batch]
+
+    def told(codes):
+        predicted = cross_val_predict(KNeighborsClassifier(5), codes, types)
+        return balanced_accuracy_score(types, predicted)
+
+    assert told(z) > told(genes)
 
 
 @pytest.mark.parametrize("n_batch", [1, 2])
@@ -291,6 +330,29 @@ def test_z_bio_starts_as_the_first_components(adata):
     expected = torch.nn.functional.normalize(first, dim=1) * 30**0.5
     z = torch.as_tensor(model.get_latent_representation())
     torch.testing.assert_close(z, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_network_adds_to_three_eighths_of_the_first_components():
+    encoder = TwoCodeEncoder(
+        N_GENES,
+        5,
+        3,
+        n_components=12,
+        n_cat_list=[],
+        n_cont=0,
+        shared=False,
+        variational_bio=False,
+        variational_nio=False,
+        var_activation=None,
+        spherical_bio=False,
+        n_hidden=16,
+        n_hidden_nio=16,
+    ).eval()
+    x = torch.randn(20, N_GENES)
+    components = encoder.components(x)
+    network = encoder.bio_head.mean(encoder.bio_encoder(components))
+    z, _ = encoder.encode_bio(x, [], None)
+    torch.testing.assert_close(z, network + 0.375 * components[:, :5])
 
 
 @pytest.mark.parametrize("n_components", [1, 3, 30])

@@ -278,6 +278,29 @@ def test_a_file_from_before_squared_error_trained_codes_by_default(tmp_path, min
         assert again.history["reconstruction_loss_train"].notna().all(axis=None)
 
 
+def test_a_file_from_before_the_weight_of_the_first_components_was_in_it(tmp_path):
+    """It was a quarter."""
+    adata, saved = data.simulated(n_cells=60, n_genes=30), tmp_path / "model"
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    of_today = codes(model)
+    model.save(saved, save_anndata=True)
+    model.module.encoder.shortcut.fill_(0.25)
+    of_then = codes(model)
+    assert not np.allclose(of_then, of_today, atol=1e-3)
+
+    def without(content):
+        content["attr_dict"]["file_format_"] = 11
+        del content["model_state_dict"]["encoder.shortcut"]
+
+    with_content(saved, without)
+    loaded = DisentangleModel.load(saved)
+    np.testing.assert_allclose(codes(loaded), of_then, atol=1e-6)
+    loaded.save(saved, overwrite=True, save_anndata=True)
+    np.testing.assert_allclose(codes(DisentangleModel.load(saved)), of_then, atol=1e-6)
+
+
 def test_weights_that_do_not_fit(saved):
     with_content(saved, lambda c: c["model_state_dict"].pop("log_dispersion"))
     with pytest.raises(InputError, match=r"(?s)cannot be loaded.*log_dispersion"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from scvi.nn import FCLayers
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -13,8 +14,10 @@ from torch.distributions import Normal
 from ._products import Linear
 from ._relevant_components import RelevantComponents
 
-SHORTCUT = 0.25
+SHORTCUT = 0.375
 """Weight of the first components in ``z_bio``, which at first is then mostly these."""
+SHORTCUT_ONCE = 0.25
+"""What it was in the files of earlier versions, which do not name it."""
 
 
 class Layers(FCLayers):
@@ -144,8 +147,10 @@ class TwoCodeEncoder(nn.Module):
         )
         self._trunk_of_genes = partial(self._trunk, n_input)
         self.components = None
+        self.register_buffer("shortcut", None)
         if n_components > 0:
             self.components = RelevantComponents(n_input, n_components)
+            self.shortcut = torch.tensor(SHORTCUT)
             self.bio_encoder = self._trunk(n_components, n_hidden, n_hidden=n_hidden)
         else:
             self._see_genes(n_hidden)
@@ -160,7 +165,7 @@ class TwoCodeEncoder(nn.Module):
         return 0 if self.components is None else len(self.components.weight)
 
     def _see_genes(self, n_hidden: int) -> None:
-        self.components = None
+        self.components = self.shortcut = None
         self.bio_encoder = self._trunk_of_genes(n_hidden, n_hidden=n_hidden)
 
     def _add_nio_encoder(self, n_hidden: int) -> None:
@@ -176,6 +181,8 @@ class TwoCodeEncoder(nn.Module):
         """
         if self.components is not None and f"{prefix}components.weight" not in state_dict:
             self._see_genes(self.bio_head.mean.in_features)
+        if self.components is not None:
+            state_dict.setdefault(f"{prefix}shortcut", torch.tensor(SHORTCUT_ONCE))
         head = state_dict.get(f"{prefix}nio_head.mean.weight", self.nio_head.mean.weight)
         if head.shape[1] != self.nio_head.mean.in_features:
             self._add_nio_encoder(head.shape[1])
@@ -193,7 +200,7 @@ class TwoCodeEncoder(nn.Module):
         components = self.components(centered)
         first = components[:, : self.bio_head.mean.out_features]
         n_lacking = self.bio_head.mean.out_features - first.shape[1]
-        start = SHORTCUT * nn.functional.pad(first, (0, n_lacking))
+        start = self.shortcut * nn.functional.pad(first, (0, n_lacking))
         return self.bio_head(self.bio_encoder(components, *cats, cont=cont), start)
 
     def encode_nio(self, x: Tensor, cats: Sequence[Tensor], cont: Tensor | None):

@@ -28,6 +28,8 @@ SYSTEMATIC = 3.0
 """Weight of what matched cells differ by together with their neighbours, beside their own."""
 TRUST = 0.3
 """Squared distance, over the median, at which a match counts a quarter."""
+POWER = 0.25
+"""Power of its eigenvalue that a component is longer by."""
 
 
 class RelevantComponents(nn.Module):
@@ -38,13 +40,18 @@ class RelevantComponents(nn.Module):
 
     .. math::
 
-        S w = \lambda \, (N + 3 B + r I) \, w, \qquad w^\top (N + 3 B + r I) w = 1,
+        S w = \lambda \, (D + r I) \, w, \qquad w^\top (D + r I) w = 1,
 
-    the largest :math:`\lambda` first. Cells of one type differ by the batch and by chance, which
-    is :math:`N`: along every component alike. :math:`B` is the same of cells that are averaged with
-    ten like ones of their batch, which leaves what the batch does. A component where cells of a
-    batch differ no more than that has :math:`\lambda \le 1`, and the batch's own directions, where
-    matched cells differ most, become short. Nothing is projected out.
+    the largest :math:`\lambda` first, with :math:`D` that of :func:`shrunk` from
+    :math:`N + 3 B`, and each times :math:`\lambda^{1/4}`. Cells of one type differ by the batch and
+    by chance, which is :math:`N`: along every component alike. :math:`B` is the same of cells that
+    are averaged with ten like ones of their batch, which leaves what the batch does. A component
+    where cells of a batch differ no more than that has :math:`\lambda \le 1`, and the batch's own
+    directions, where matched cells differ most, become short. Nothing is projected out.
+
+    Matched cells are far fewer than cells. A covariance of few of them has no rank along most
+    directions, and there chance alone would have the largest :math:`\lambda`: hence its shrinkage,
+    and a length by :math:`\lambda`, with which the many components of chance weigh less.
 
     A type that a batch lacks is matched with another, and the direction between the two would be
     taken for the batch's. Averaged cells find a false match less often, and one that is far apart
@@ -97,7 +104,8 @@ class RelevantComponents(nn.Module):
             return
         x, batch = x[known], batch[known]
         values = x.cpu().numpy()
-        found = relevant_components(values, batch.cpu().numpy(), len(self.weight))
+        found, relevance = relevant_components(values, batch.cpu().numpy(), len(self.weight))
+        found *= relevance[:, None] ** POWER
         self.center.copy_(torch.as_tensor(values.mean(axis=0)))
         self.weight.zero_()
         self.weight[: len(found)] = torch.as_tensor(found).to(self.weight)
@@ -106,8 +114,12 @@ class RelevantComponents(nn.Module):
         self.found.fill_(True)
 
 
-def relevant_components(x: np.ndarray, batch: np.ndarray, n_components: int) -> np.ndarray:
+def relevant_components(
+    x: np.ndarray, batch: np.ndarray, n_components: int
+) -> tuple[np.ndarray, np.ndarray]:
     r"""Components :math:`w` as rows, ``(n_found, n_genes)``, the most relevant first.
+
+    Beside them their :math:`\lambda`, ``(n_found,)``.
 
     Parameters
     ----------
@@ -120,7 +132,7 @@ def relevant_components(x: np.ndarray, batch: np.ndarray, n_components: int) -> 
     """
     n_found = min(n_components, len(x) - 1, x.shape[1])
     if n_found < 1:
-        return np.zeros((0, x.shape[1]))
+        return np.zeros((0, x.shape[1])), np.zeros(0)
     principal = PCA(n_found, random_state=0).fit(x)
     z = principal.transform(x).astype(np.float64)
     within = z - means_of_batch(z, batch)
@@ -132,10 +144,10 @@ def relevant_components(x: np.ndarray, batch: np.ndarray, n_components: int) -> 
         averaged = average @ compared
         matched = trusted(matched_cells(averaged, batch), averaged)
         differ = between_matched(z, matched) + SYSTEMATIC * between_matched(average @ z, matched)
-        _, w = eigh(spread, differ + ridge)
+        relevance, w = eigh(spread, shrunk(differ, matched) + ridge)
         w = w[:, ::-1]
         compared = (z @ w)[:, : N_COMPARED[1]]
-    return w.T @ principal.components_
+    return w.T @ principal.components_, np.maximum(relevance[::-1], 0.0)
 
 
 def average_of_batch(z: np.ndarray, batch: np.ndarray) -> csr_array:
@@ -180,6 +192,29 @@ def between_matched(z: np.ndarray, matched: csr_array) -> np.ndarray:
     By the graph's Laplacian, because pairs are many where batches are.
     """
     return z.T @ (laplacian(matched) @ z) / (matched.sum() or 1.0)
+
+
+def shrunk(covariance: np.ndarray, matched: csr_array) -> np.ndarray:
+    r"""A covariance of few matched cells, nearer to equal variances along all :math:`p` directions.
+
+    .. math::
+
+        \frac{n C + \mathrm{tr}(C) I}{n + p}, \qquad
+        n = \frac{\left(\sum_i w_i\right)^2}{\sum_i w_i^2}
+
+    is a posterior mean: that of a Wishart covariance of :math:`n` cells, where as many as there are
+    directions were seen before and varied alike. Of cells that are matched with weights, :math:`w`
+    in all for each, :math:`n` is Kish's effective number.
+
+    References
+    ----------
+    Chen (1979), Journal of the Royal Statistical Society B 41:235, for the posterior mean; Kish
+    (1965), Survey Sampling, for the effective number.
+    """
+    weights = matched.sum(axis=1)
+    n = weights.sum() ** 2 / (np.square(weights).sum() or 1.0)
+    p = len(covariance)
+    return (n * covariance + np.trace(covariance) * np.eye(p)) / (n + p)
 
 
 def means_of_batch(z: np.ndarray, batch: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from ._aside import aside, flush
 from ._errors import InputError, name_some
 from ._validation import check_is_anndata
 
-FILE_FORMAT = 11
+FILE_FORMAT = 12
 """Raised when the package of yesterday would not give what a file of today means."""
 FIRST_WITH_SPHERES = 2
 """File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
