@@ -147,10 +147,9 @@ class TwoCodeEncoder(nn.Module):
         )
         self._trunk_of_genes = partial(self._trunk, n_input)
         self.components = None
-        self.register_buffer("shortcut", None)
+        self.register_buffer("shortcut", torch.tensor(SHORTCUT))
         if n_components > 0:
             self.components = RelevantComponents(n_input, n_components)
-            self.shortcut = torch.tensor(SHORTCUT)
             self.bio_encoder = self._trunk(n_components, n_hidden, n_hidden=n_hidden)
         else:
             self._see_genes(n_hidden)
@@ -165,7 +164,7 @@ class TwoCodeEncoder(nn.Module):
         return 0 if self.components is None else len(self.components.weight)
 
     def _see_genes(self, n_hidden: int) -> None:
-        self.components = self.shortcut = None
+        self.components = None
         self.bio_encoder = self._trunk_of_genes(n_hidden, n_hidden=n_hidden)
 
     def _add_nio_encoder(self, n_hidden: int) -> None:
@@ -181,8 +180,7 @@ class TwoCodeEncoder(nn.Module):
         """
         if self.components is not None and f"{prefix}components.weight" not in state_dict:
             self._see_genes(self.bio_head.mean.in_features)
-        if self.components is not None:
-            state_dict.setdefault(f"{prefix}shortcut", torch.tensor(SHORTCUT_ONCE))
+        state_dict.setdefault(f"{prefix}shortcut", torch.tensor(SHORTCUT_ONCE))
         head = state_dict.get(f"{prefix}nio_head.mean.weight", self.nio_head.mean.weight)
         if head.shape[1] != self.nio_head.mean.in_features:
             self._add_nio_encoder(head.shape[1])
