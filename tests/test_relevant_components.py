@@ -15,7 +15,6 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from scdisentangle import DisentangleModel, InputError, _training_plan, data
-from scdisentangle._networks import TwoCodeEncoder
 from scdisentangle._relevant_components import (
     RelevantComponents,
     average_of_batch,
@@ -332,23 +331,9 @@ def test_z_bio_starts_as_the_first_components(adata):
     torch.testing.assert_close(z, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_network_adds_to_three_eighths_of_the_first_components():
-    encoder = TwoCodeEncoder(
-        N_GENES,
-        5,
-        3,
-        n_components=12,
-        n_cat_list=[],
-        n_cont=0,
-        shared=False,
-        variational_bio=False,
-        variational_nio=False,
-        var_activation=None,
-        spherical_bio=False,
-        n_hidden=16,
-        n_hidden_nio=16,
-    ).eval()
-    x = torch.randn(20, N_GENES)
+def test_the_network_adds_to_three_eighths_of_the_first_components(adata):
+    encoder = trained(adata.copy(), n_latent_bio=5, spherical=False).module.encoder.eval()
+    x = torch.randn(20, adata.n_vars)
     components = encoder.components(x)
     network = encoder.bio_head.mean(encoder.bio_encoder(components))
     z, _ = encoder.encode_bio(x, [], None)
