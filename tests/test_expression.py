@@ -73,7 +73,7 @@ def test_a_batch_asked_for_is_decoded_with_its_own_z_nio(adata, nio_flow):
     z_nio = model.get_latent_representation(representation="batch")
     names = list(model.adata.obs["batch"].cat.categories)
     for code, name in enumerate(names):
-        stands_for = module.nio_of_batch[code].detach()
+        stands_for = module.flow.of_batch[code].detach()
         z = torch.cat([z_bio, stands_for.expand(len(z_bio), -1)], dim=1)
         with torch.no_grad():
             output, *_ = module.decoder(z, torch.full((len(z), 1), code))
@@ -343,8 +343,8 @@ def test_elbo_is_reconstruction_and_divergence(variational):
     )
     module = variational.module
     batch = variational.adata.obs["batch"].cat.codes.to_numpy().copy()
-    prior_mean = torch.cat([torch.zeros(200, 5), module.prior_nio_mean.detach()[batch]], dim=1)
-    prior_sd = torch.cat([torch.ones(200, 5), module.prior_nio_log_scale.detach().exp()[batch]], 1)
+    prior_mean = torch.cat([torch.zeros(200, 5), module.flow.mean.detach()[batch]], dim=1)
+    prior_sd = torch.cat([torch.ones(200, 5), module.flow.log_scale.detach().exp()[batch]], 1)
     ratio = var / prior_sd**2
     kl = 0.5 * (ratio + ((mean - prior_mean) / prior_sd) ** 2 - 1 - ratio.log()).sum(dim=1)
     scvi.settings.seed = 0

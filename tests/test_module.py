@@ -13,7 +13,6 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
 from scdisentangle import DisentangleModule, InputError
-from scdisentangle._per_batch import Codebook, RunningMeans
 
 N_CELLS, N_GENES, N_BATCH = 24, 10, 3
 
@@ -124,7 +123,7 @@ def test_kl_of_the_variational_codes(tensors):
         outputs, _, losses = module(tensors)
         q_bio, q_nio = outputs["q_bio"], outputs["q_nio"]
         batch = tensors[REGISTRY_KEYS.BATCH_KEY].ravel()
-        prior_nio = norm(module.prior_nio_mean[batch], module.prior_nio_log_scale.exp()[batch])
+        prior_nio = norm(module.flow.mean[batch], module.flow.log_scale.exp()[batch])
     for name, weight, q, prior in [
         ("kl_bio", 0.5, q_bio, norm(0, 1)),
         ("kl_nio", 2.0, q_nio, prior_nio),
@@ -250,7 +249,7 @@ def test_sample_is_a_draw_of_counts(tensors):
 def test_a_quantised_code_is_the_nearest_and_learns_straight_through(tensors):
     module = make(nio_flow="quantized").train()
     outputs, _, losses = module(tensors)
-    book, encoded = (t.detach().numpy() for t in (module.codebook.codes, outputs["encoded_nio"]))
+    book, encoded = (t.detach().numpy() for t in (module.flow.codes, outputs["encoded_nio"]))
     nearest = NearestNeighbors(n_neighbors=1).fit(book).kneighbors(encoded)[1].ravel()
     np.testing.assert_allclose(outputs["z_nio"].detach(), book[nearest], rtol=1e-5)
     own = book[tensors[REGISTRY_KEYS.BATCH_KEY].ravel()]
@@ -261,26 +260,11 @@ def test_a_quantised_code_is_the_nearest_and_learns_straight_through(tensors):
     assert gradient_norm(module.encoder.nio_encoder.parameters()) > 0
 
 
-def test_cells_come_to_the_code_of_their_batch_and_a_code_that_was_added_to_its_cells():
-    book = Codebook(n_batch=3, n_latent=2)
-    book.n_learned = 2
-    z = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], requires_grad=True)
-    batch = torch.tensor([0, 1, 2, 2])
-    book.commitment(z, batch).sum().backward()
-    codes, cells = book.codes.detach(), z.detach()
-    torch.testing.assert_close(z.grad, 2 * (cells - codes[batch]))
-    assert not book.codes.grad[:2].any()
-    torch.testing.assert_close(book.codes.grad[2], 2 * (2 * codes[2] - cells[2] - cells[3]))
-
-
 @pytest.mark.parametrize("flow", ["quantized", "detached", "variational", "free"])
 def test_z_nio_that_is_not_encoded_is_that_of_the_batch_and_learns_nothing(tensors, flow):
     module = make(nio_flow=flow).train()
     module(tensors)
-    of_batch = {
-        "quantized": lambda: module.codebook.codes,
-        "variational": lambda: module.prior_nio_mean,
-    }.get(flow, lambda: module.nio_means.means)()
+    of_batch = module.flow.of_batch
     kwargs = module._get_inference_input(tensors)
     outputs = module.inference(**kwargs, encode_nio=False)
     batch = tensors[REGISTRY_KEYS.BATCH_KEY].ravel()
@@ -537,14 +521,3 @@ def test_weights_of_another_width_of_the_encoder_of_z_nio_are_taken_as_they_are(
     narrow.load_state_dict(wide.state_dict())
     for module in (narrow, copy.deepcopy(narrow)):
         torch.testing.assert_close(module(tensors)[0]["z_nio"], wide(tensors)[0]["z_nio"])
-
-
-def test_the_first_minibatch_gives_the_mean_of_its_batches():
-    means = RunningMeans(3, 4)
-    z, batch = torch.randn(20, 4), torch.arange(20) % 2
-    means.update(z, batch)
-    expected = torch.stack([z[batch == b].mean(0) for b in (0, 1)])
-    torch.testing.assert_close(means.means[:2], expected)
-    assert not means.means[2].any()
-    means.update(2 * z, batch)
-    torch.testing.assert_close(means.means[:2], 1.3 * expected)

@@ -126,7 +126,7 @@ def test_training_fits_the_new_batch_and_nothing_else(cells):
     moved = {k for k, v in query_model.module.state_dict().items() if not v.equal(before[k])}
     assert {name.split(".")[0] for name in moved} == {
         "alignment",
-        "codebook",
+        "flow",
         "decoder",
         "classifier",
         "gene_shifts",
@@ -136,7 +136,7 @@ def test_training_fits_the_new_batch_and_nothing_else(cells):
         kept = query_model.module.state_dict()[name] == before[name]
         assert kept.sum() >= model.module.state_dict()[name].numel()
     z_nio = query_model.get_latent_representation(representation="batch")
-    new = query_model.module.codebook.codes[2].detach().numpy()
+    new = query_model.module.flow.codes[2].detach().numpy()
     np.testing.assert_allclose(z_nio, np.tile(new, (len(z_nio), 1)), atol=1e-5)
     assert (query_model.predict_batch() == NEW).mean() > 0.95
 
@@ -216,10 +216,10 @@ def test_what_is_frozen_stays_frozen_in_a_saved_query(cells, tmp_path, n_epochs)
     query_model.save(tmp_path / "query", save_anndata=True)
     loaded = DisentangleModel.load(tmp_path / "query")
     assert all(p == 0 for p in dropouts(loaded))
-    before = loaded.module.codebook.codes[2].clone()
+    before = loaded.module.flow.codes[2].clone()
     loaded.train(5, enable_progress_bar=False)
     assert_reference_is_unchanged(model, loaded)
-    assert not loaded.module.codebook.codes[2].equal(before)
+    assert not loaded.module.flow.codes[2].equal(before)
     assert loaded.module.gene_shifts.shifts[2].any()
 
 

@@ -301,6 +301,45 @@ def test_a_file_from_before_the_weight_of_the_first_components_was_in_it(tmp_pat
     np.testing.assert_allclose(codes(DisentangleModel.load(saved)), of_then, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("flow", "names"),
+    [
+        ("quantized", {"codes": "codebook.codes"}),
+        ("variational", {"mean": "prior_nio_mean", "log_scale": "prior_nio_log_scale"}),
+        ("free", {"means": "nio_means.means"}),
+    ],
+)
+def test_a_query_from_before_tensors_of_z_nio_had_their_names(tmp_path, flow, names):
+    """It gives what it gave, and goes on with the training of its own batch."""
+    adata, saved = data.simulated(n_cells=90, n_genes=30), tmp_path / "query"
+    is_new = (adata.obs["batch"] == "batch_2").to_numpy()
+    reference = adata[~is_new].copy()
+    DisentangleModel.setup_anndata(reference, batch_key="batch")
+    model = DisentangleModel(reference, n_hidden=8, nio_flow=flow)
+    model.train(1, enable_progress_bar=False)
+    query = DisentangleModel.load_query_data(adata[is_new].copy(), model)
+    query.train(1, enable_progress_bar=False)
+    expected = query.get_latent_representation(representation="joint")
+    query.save(saved, save_anndata=True)
+
+    def of_then(content):
+        content["attr_dict"]["file_format_"] = 12
+        known = content["attr_dict"]["frozen_"]["known"]
+        for tensors in (content["model_state_dict"], known):
+            for name, once in names.items():
+                if f"flow.{name}" in tensors:
+                    tensors[once] = tensors.pop(f"flow.{name}")
+
+    with_content(saved, of_then)
+    loaded = DisentangleModel.load(saved)
+    found = loaded.get_latent_representation(representation="joint")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    before = loaded.module.flow.of_batch.clone()
+    loaded.train(2, enable_progress_bar=False)
+    moved = (loaded.module.flow.of_batch != before).any(dim=1)
+    assert moved.tolist() == [False, False, True]
+
+
 def test_weights_that_do_not_fit(saved):
     with_content(saved, lambda c: c["model_state_dict"].pop("log_dispersion"))
     with pytest.raises(InputError, match=r"(?s)cannot be loaded.*log_dispersion"):

@@ -45,7 +45,7 @@ class CodesMixin:
         def as_partner(cells: Tensor, partners: Tensor) -> Tensor:
             shown = self.decode(
                 z_bio[cells],
-                self.as_read(z_nio[partners]),
+                self.flow.as_read(z_nio[partners]),
                 batch_index[partners],
                 **covariates_of(cells),
             ).of_codes

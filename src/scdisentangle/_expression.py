@@ -28,7 +28,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
     """From codes to expression, likelihoods and differential expression.
 
     Where cells are decoded in a batch of your choice (``transform_batch``), ``z_nio`` is replaced
-    by what stands for that batch, :attr:`DisentangleModule.nio_of_batch`.
+    by what stands for that batch, :attr:`NioFlow.of_batch`.
     """
 
     def get_normalized_expression(
@@ -337,7 +337,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
     def _require_elbo(self, what: str) -> None:
         self._require_likelihood(what, (*COUNT_LIKELIHOODS, "normal"))
         self._require_posterior(what)
-        if self.module.nio_flow not in ("quantized", "variational"):
+        if self.module.flow.is_point:
             raise InputError(
                 f"{what} needs a posterior of z_nio too, but with nio_flow="
                 f"'{self.module.nio_flow}' it is a point. Take nio_flow='quantized' or "

@@ -160,7 +160,7 @@ class LatentMixin:
         """The vector of each cell's batch.
 
         The one that the decoder reads with ``batch_representation="embedding"``; else what stands
-        for the batch's ``z_nio``, see ``DisentangleModule.nio_of_batch``.
+        for the batch's ``z_nio``, see ``NioFlow.of_batch``.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class LatentMixin:
         if self.module.embeds_batch:
             of_batch = self.module.get_embedding(REGISTRY_KEYS.BATCH_KEY).weight
         else:
-            of_batch = self.module.nio_of_batch
+            of_batch = self.module.flow.of_batch
         return of_batch.cpu().numpy()[batch.cpu().numpy()]
 
     @torch.inference_mode()

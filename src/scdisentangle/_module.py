@@ -38,6 +38,7 @@ from ._errors import (
     check_positive,
 )
 from ._freezing import FreezingMixin
+from ._gene_shifts import GeneShifts
 from ._input_noise import add_noise
 from ._likelihoods import (
     COUNT_LIKELIHOODS,
@@ -47,7 +48,7 @@ from ._likelihoods import (
     reconstruction_loss,
 )
 from ._networks import Decoded, Decoder, TwoCodeEncoder
-from ._per_batch import Codebook, GeneShifts, RunningMeans
+from ._nio_flows import NIO_FLOWS, renamed
 from ._sampling import SamplingMixin
 from ._settling import SettlingMixin
 from .data._loading import ABOVE_ZERO_KEY
@@ -59,7 +60,6 @@ from .objectives import (
     squared_error,
 )
 
-NIO_FLOWS = ("quantized", "detached", "variational", "free")
 ENCODERS = ("separate", "shared")
 CODE_LOSSES = ("both", "likelihood", "squared_error")
 BATCH_REPRESENTATIONS = ("one-hot", "embedding")
@@ -312,7 +312,7 @@ class DisentangleModule(
             n_cont=n_continuous_cov if encode_covariates else 0,
             shared=encoder == "shared",
             variational_bio=kl_weight_bio > 0,
-            variational_nio=nio_flow == "variational",
+            variational_nio=NIO_FLOWS[nio_flow].is_variational,
             var_activation=var_activation,
             spherical_bio=spherical,
             n_hidden=n_hidden,
@@ -356,13 +356,7 @@ class DisentangleModule(
         if dispersion != "gene-cell":
             rows = {"gene-batch": (n_batch,), "gene-label": (n_labels,)}.get(dispersion, ())
             self.log_dispersion = nn.Parameter(torch.randn(*rows, n_input))
-        if nio_flow == "quantized":
-            self.codebook = Codebook(n_batch, n_latent_nio)
-        elif nio_flow == "variational":
-            self.prior_nio_mean = nn.Parameter(torch.randn(n_batch, n_latent_nio))
-            self.prior_nio_log_scale = nn.Parameter(torch.zeros(n_batch, n_latent_nio))
-        else:
-            self.nio_means = RunningMeans(n_batch, n_latent_nio)
+        self.flow = NIO_FLOWS[nio_flow](n_batch, n_latent_nio)
         self.register_buffer("target_sum", torch.tensor(float(target_sum)))
 
     def normalize(self, x: Tensor, library: Tensor, above_zero: Tensor | None = None) -> Tensor:
@@ -396,11 +390,8 @@ class DisentangleModule(
 
     def on_load(self, model, **kwargs) -> None:
         """Take from a model that was loaded or mapped which batches were added, and what stays."""
-        if self.nio_flow == "quantized":
-            self.codebook.n_learned = getattr(model, "n_learned_batches_", self.n_batch)
         n_reference_batches = getattr(model, "n_reference_batches_", 0)
-        if self.nio_flow in ("detached", "free"):
-            self.nio_means.first_new = n_reference_batches
+        self.flow.added(getattr(model, "n_learned_batches_", self.n_batch), n_reference_batches)
         if self.alignment is not None:
             self.alignment.first_new = n_reference_batches
         if self.axes is not None:
@@ -408,15 +399,12 @@ class DisentangleModule(
         if n_reference_batches > 0:
             self.freeze(**getattr(model, "frozen_", {"known": {}}))
 
-    @property
-    def nio_of_batch(self) -> Tensor:
-        """What stands for ``z_nio`` of any cell of each batch, ``(n_batch, n_latent_nio)``.
-
-        The batch's learned code, the mean of its learned prior, or the mean over its cells.
-        """
-        if self.nio_flow == "quantized":
-            return self.codebook.codes
-        return self.prior_nio_mean if self.nio_flow == "variational" else self.nio_means.means
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Take a file in which the tensors of ``z_nio`` have the names of an earlier version."""
+        now = renamed(state_dict, prefix)
+        state_dict.clear()
+        state_dict.update(now)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
         """Further covariates of a minibatch, ``(n_cells, n_covariates)`` each, or ``None``."""
@@ -505,7 +493,7 @@ class DisentangleModule(
             Where ``x`` is not 0, as an index of the flattened matrix, where it is known.
         encode_nio
             Whether to encode ``z_nio``. If not, it is that of the cell's batch,
-            :attr:`nio_of_batch`, and no gradient reaches what it is made of.
+            :attr:`NioFlow.of_batch`, and no gradient reaches what it is made of.
         """
         normalized = self.normalize(x, library, above_zero)
         encoded_nio, q_nio = None, None
@@ -529,8 +517,8 @@ class DisentangleModule(
 
     def _nio(self, encoded: Tensor | None, batch: Tensor) -> Tensor:
         if encoded is None:
-            return self.nio_of_batch.detach()[batch]
-        return self.codebook(encoded, batch) if self.nio_flow == "quantized" else encoded
+            return self.flow.of_batch.detach()[batch]
+        return self.flow(encoded, batch)
 
     def _encoded(self, cont_covs: Tensor | None, cat_covs: Tensor | None):
         return (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
@@ -563,10 +551,6 @@ class DisentangleModule(
         if self.axes is not None and not self.training:
             z_bio = self.axes(z_bio)
         return self._draw(z_bio, q_bio, n_samples), q_bio
-
-    def as_read(self, z_nio: Tensor) -> Tensor:
-        """``z_nio`` as the decoder reads it."""
-        return z_nio.detach() if self.nio_flow in ("detached", "quantized") else z_nio
 
     def decode(
         self,
@@ -619,13 +603,13 @@ class DisentangleModule(
         y
             Label of each cell, ``(n_cells, 1)``, for ``dispersion="gene-label"``.
         transform_batch
-            Batch to decode all cells in, with :attr:`nio_of_batch` as ``z_nio``. ``None`` leaves
-            each in its own.
+            Batch to decode all cells in, with :attr:`NioFlow.of_batch` as ``z_nio``. ``None``
+            leaves each in its own.
         """
         if transform_batch is not None:
             batch_index = torch.full_like(batch_index, transform_batch)
-            z_nio = self.nio_of_batch[batch_index.squeeze(-1)].expand_as(z_nio)
-        decoded = self.decode(z_bio, self.as_read(z_nio), batch_index, cont_covs, cat_covs)
+            z_nio = self.flow.of_batch[batch_index.squeeze(-1)].expand_as(z_nio)
+        decoded = self.decode(z_bio, self.flow.as_read(z_nio), batch_index, cont_covs, cat_covs)
         log_dispersion = decoded.log_dispersion
         if log_dispersion is None:
             group = {"gene-batch": batch_index, "gene-label": y}.get(self.dispersion)
@@ -644,15 +628,8 @@ class DisentangleModule(
             mean, scale = torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale)
             pairs["bio"] = q_bio, Normal(mean, scale, validate_args=False)
         if (q_nio := inference_outputs["q_nio"]) is not None:
-            mean, scale = self.prior_nio_mean[batch], self.prior_nio_log_scale[batch].exp()
-            pairs["nio"] = q_nio, Normal(mean, scale, validate_args=False)
+            pairs["nio"] = q_nio, self.flow.prior(batch)
         return pairs
-
-    @property
-    def _terms_of_nio(self) -> tuple[str, ...]:
-        """Names of the terms that hold ``z_nio`` to the batch, which ``lambda_cls`` weighs."""
-        names = ("classification_loss", "commitment")
-        return names if self.nio_flow == "quantized" else names[:1]
 
     def _reconstructed(self, reconstruction: Tensor, decoded: Tensor | None, x: Tensor):
         """The reconstruction's terms, as means over cells.
@@ -674,11 +651,11 @@ class DisentangleModule(
         return terms
 
     def _classified(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
+        """The terms that hold ``z_nio`` to the batch, as means over cells."""
         logits = self.classifier(inference_outputs["z_nio"])
-        terms = [batch_cross_entropy(logits, batch, balanced=self.class_balanced)]
-        if self.nio_flow == "quantized":
-            terms += [self.codebook.commitment(inference_outputs["encoded_nio"], batch).mean()]
-        return dict(zip(self._terms_of_nio, terms, strict=True))
+        loss = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
+        held = self.flow.terms(inference_outputs["encoded_nio"], batch)
+        return {"classification_loss": loss, **held}
 
     def loss(
         self,
@@ -725,7 +702,7 @@ class DisentangleModule(
             reconstruction, generative_outputs["normalized"], inference_outputs["normalized"]
         )
         weighted = {name: reconstruction_weight * term for name, term in reconstructed.items()}
-        weighted |= dict.fromkeys([*self._terms_of_nio, *weights], left_out)
+        weighted |= dict.fromkeys(["classification_loss", *self.flow.holds, *weights], left_out)
         for name, term in of_cls.items():
             weighted[name] = classification_weight * self.lambda_cls * term
         for name, term in objectives.items():
@@ -734,8 +711,8 @@ class DisentangleModule(
             weighted[name] = kl_weight * (self.kl_weights[name] * term).mean()
         if self.gene_shifts.shifts.requires_grad:
             weighted["gene_shifts"] = self.gene_shifts.ridge()
-        if self.training and self.nio_flow in ("detached", "free"):
-            self.nio_means.update(inference_outputs["z_nio"], batch)
+        if self.training:
+            self.flow.follow(inference_outputs["z_nio"], batch)
         metrics = {**of_cls, **objectives}
         if "squared_error" in reconstructed:
             metrics["squared_error"] = reconstructed["squared_error"]

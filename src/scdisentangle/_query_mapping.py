@@ -96,9 +96,7 @@ class QueryMappingMixin(ArchesMixin):
             "dropout": freeze_dropout,
         }
         model.n_reference_batches_ = 0 if unfrozen else reference.n_batch
-        if model.module.nio_flow == "quantized":
-            n_learned = model.module.n_batch if unfrozen else reference.codebook.n_learned
-            model.n_learned_batches_ = n_learned
+        model.n_learned_batches_ = model.module.n_batch if unfrozen else reference.flow.n_learned
         model.module.on_load(model)
         model.is_trained_ = model.module.is_frozen
         return model

@@ -16,9 +16,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ._aside import aside, flush
 from ._errors import InputError, name_some
+from ._nio_flows import renamed
 from ._validation import check_is_anndata
 
-FILE_FORMAT = 12
+FILE_FORMAT = 13
 """Raised when the package of yesterday would not give what a file of today means."""
 FIRST_WITH_SPHERES = 2
 """File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
@@ -169,6 +170,8 @@ class SavingMixin:
             raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
         if written < FIRST_WITH_BOTH_LOSSES and "code_loss" not in model._module_kwargs:
             model._train_codes_by_likelihood()
+        if hasattr(model, "frozen_"):
+            model.frozen_["known"] = renamed(model.frozen_["known"])
         model.module.on_load(model)  # anew, since embeddings are other parameters once loaded
         if written < FIRST_WITH_SPHERES:
             model.module.encoder.bio_head.spherical = False

@@ -189,8 +189,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         interval = self._dis_interval(n_steps)
         factor = _schedules.interval_factor(step, n_steps, interval)
         taken = ["disentanglement_weight"]
-        quantized = self.module.nio_flow == "quantized"  # of another, decoders need each encoding
-        if quantized and n_steps / interval >= STEPS_WITH_CLS:
+        if self.module.flow.is_of_batch and n_steps / interval >= STEPS_WITH_CLS:
             taken.append("classification_weight")
         return weights | {k: None if factor is None else factor * weights[k] for k in taken}
 
