@@ -40,6 +40,7 @@ from ._errors import (
 from ._freezing import FreezingMixin
 from ._gene_shifts import GeneShifts
 from ._input_noise import add_noise
+from ._inputs import InputsMixin
 from ._likelihoods import (
     COUNT_LIKELIHOODS,
     GENE_LIKELIHOODS,
@@ -80,6 +81,7 @@ def check_n_components(n_components: int, encoder: str) -> None:
 
 
 class DisentangleModule(
+    InputsMixin,
     CodesMixin,
     SamplingMixin,
     SettlingMixin,
@@ -359,35 +361,6 @@ class DisentangleModule(
         self.flow = NIO_FLOWS[nio_flow](n_batch, n_latent_nio)
         self.register_buffer("target_sum", torch.tensor(float(target_sum)))
 
-    def normalize(self, x: Tensor, library: Tensor, above_zero: Tensor | None = None) -> Tensor:
-        """Values as the encoders see them, without noise, shape ``(n_cells, n_genes)``.
-
-        Parameters
-        ----------
-        x, library, above_zero
-            As for inference.
-        """
-        if not self.log_normalize:
-            return x
-        scaled = x * ((-library).exp() * self.target_sum)
-        if above_zero is None:
-            return scaled.log1p_()
-        flat = scaled.view(-1)
-        flat.scatter_(0, above_zero, flat.index_select(0, above_zero).log1p_())
-        return scaled
-
-    def comparable(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Values as the encoder of ``z_bio`` sees them, without noise, ``(n_cells, n_genes)``.
-
-        Parameters
-        ----------
-        tensors
-            Minibatch as scvi-tools' data loaders give it.
-        """
-        inputs = self._get_inference_input(tensors, full_forward_pass=True)
-        normalized = self.normalize(inputs[MODULE_KEYS.X_KEY], inputs[MODULE_KEYS.LIBRARY_KEY])
-        return self.gene_shifts(normalized, tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1))
-
     def on_load(self, model, **kwargs) -> None:
         """Take from a model that was loaded or mapped which batches were added, and what stays."""
         n_reference_batches = getattr(model, "n_reference_batches_", 0)
@@ -405,58 +378,6 @@ class DisentangleModule(
         state_dict.clear()
         state_dict.update(now)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
-        """Further covariates of a minibatch, ``(n_cells, n_covariates)`` each, or ``None``."""
-        return {
-            MODULE_KEYS.CONT_COVS_KEY: tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
-            MODULE_KEYS.CAT_COVS_KEY: tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
-        }
-
-    def library_of_size_factors(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Logarithm of the library size that the size factor stands for, ``(n_cells, 1)``."""
-        return (tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY] * self.counts_per_size_factor).log()
-
-    def _get_inference_input(self, tensors: dict[str, Tensor], full_forward_pass: bool = False):
-        if REGISTRY_KEYS.LATENT_QZM_KEY in tensors and not full_forward_pass:
-            return self._get_cached_input(tensors)
-        x = tensors[REGISTRY_KEYS.X_KEY]
-        if self.use_size_factor_key:
-            library = self.library_of_size_factors(tensors)
-        else:
-            library = (
-                x.sum(dim=1, keepdim=True).clamp(min=1.0 if self.log_normalize else 1e-8).log()
-            )
-        return {
-            MODULE_KEYS.X_KEY: x,
-            MODULE_KEYS.LIBRARY_KEY: library,
-            MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
-            **self.covariates(tensors),
-            "above_zero": tensors.get(ABOVE_ZERO_KEY),
-        }
-
-    def _get_generative_input(
-        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Tensor]
-    ):
-        labels = tensors.get(REGISTRY_KEYS.LABELS_KEY)
-        if self.dispersion == "gene-label" and not self.training and labels.max() >= self.n_labels:
-            raise InputError(
-                "Some cells have a label that training did not have, and with "
-                "dispersion='gene-label' no dispersion of genes is known for it. "
-                "get_latent_representation works for these cells."
-            )
-        return {
-            "z_bio": inference_outputs["z_bio"],
-            "z_nio": inference_outputs["z_nio"],
-            MODULE_KEYS.LIBRARY_KEY: inference_outputs[MODULE_KEYS.LIBRARY_KEY],
-            MODULE_KEYS.BATCH_INDEX_KEY: tensors[REGISTRY_KEYS.BATCH_KEY],
-            MODULE_KEYS.Y_KEY: labels,
-            **self.covariates(tensors),
-        }
-
-    @staticmethod
-    def _split(cat_covs: Tensor | None) -> tuple[Tensor, ...]:
-        return () if cat_covs is None else torch.split(cat_covs, 1, dim=1)
 
     @auto_move_data
     def _regular_inference(
@@ -496,14 +417,18 @@ class DisentangleModule(
             :attr:`NioFlow.of_batch`, and no gradient reaches what it is made of.
         """
         normalized = self.normalize(x, library, above_zero)
+        batch = batch_index.squeeze(-1)
         encoded_nio, q_nio = None, None
         if encode_nio:
             seen = normalized
             if self.training:
                 seen = add_noise(normalized, self.nio_noise_factor * noise_level)
             encoded_nio, q_nio = self.encoder.encode_nio(seen, *self._encoded(cont_covs, cat_covs))
-        z_nio = self._draw(self._nio(encoded_nio, batch_index.squeeze(-1)), q_nio, n_samples)
-        comparable = self.gene_shifts(normalized, batch_index.squeeze(-1))
+            z_nio = self.flow(encoded_nio, batch)
+        else:
+            z_nio = self.flow.of_batch.detach()[batch]
+        z_nio = self._draw(z_nio, q_nio, n_samples)
+        comparable = self.gene_shifts(normalized, batch)
         z_bio, q_bio = self.encode_bio(
             comparable, noise_level, batch_index, cont_covs, cat_covs, n_samples
         )
@@ -514,11 +439,6 @@ class DisentangleModule(
             "encoded_nio": encoded_nio,
             "noise_level": noise_level,
         }
-
-    def _nio(self, encoded: Tensor | None, batch: Tensor) -> Tensor:
-        if encoded is None:
-            return self.flow.of_batch.detach()[batch]
-        return self.flow(encoded, batch)
 
     def _encoded(self, cont_covs: Tensor | None, cat_covs: Tensor | None):
         return (self._split(cat_covs), cont_covs) if self.encode_covariates else ((), None)
