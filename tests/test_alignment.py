@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from scipy import special, stats
+from scipy import linalg, special, stats
 from sklearn.cluster import KMeans
+from sklearn.gaussian_process.kernels import RBF
 
 from scdisentangle import DisentangleModel, InputError, _training, data, tl
 from scdisentangle._alignment import (
@@ -15,6 +16,7 @@ from scdisentangle._alignment import (
     group_means,
     groups,
     levels_and_shifts,
+    likeness,
     mean_of_group,
     overlap,
 )
@@ -35,20 +37,26 @@ def cells():
 
 @pytest.mark.parametrize("ridge", [0.5, 20.0, 1e6])
 @pytest.mark.parametrize("soft", [False, True])
-def test_shifts_are_those_of_a_ridge_regression_on_all_cells(cells, ridge, soft):
+@pytest.mark.parametrize("spread", [1e-3, 2.0])
+def test_shifts_are_those_of_a_ridge_regression_on_all_cells(cells, ridge, soft, spread):
     """A cell that is in several clusters counts as so many cells, with its share for weight."""
     z, batch, cluster = cells
     memberships = np.eye(N_CLUSTERS)[cluster]
     if soft:
         memberships = np.random.default_rng(1).dirichlet(np.ones(N_CLUSTERS), size=len(z))
     n, means = group_means(z, batch, memberships, N_BATCH)
-    levels, shifts = levels_and_shifts(n, means, ridge)
+    centers = np.random.default_rng(2).normal(size=(N_CLUSTERS, N_LATENT))
+    alike = RBF(np.sqrt(2 * spread))(centers)  # what is alike is drawn to each other
+    np.testing.assert_allclose(likeness(centers, spread), alike)
+    levels, shifts = levels_and_shifts(n, means, alike, ridge)
     z, batch = np.repeat(z, N_CLUSTERS, axis=0), np.repeat(batch, N_CLUSTERS)
     cluster = np.tile(np.arange(N_CLUSTERS), len(memberships))
     group = batch * N_CLUSTERS + cluster
     design = np.concatenate([np.eye(k)[v] for k, v in ((4, cluster), (3, batch), (12, group))], 1)
     root = np.sqrt(memberships.ravel())
-    penalty = np.diag(np.sqrt(np.repeat([1e-6, 1.0, ridge], [4, 3, 12])))
+    precision = np.kron(np.eye(N_BATCH), ridge * np.linalg.inv(alike))
+    diagonal = np.diag(np.sqrt(np.repeat([1e-6, 1.0], [4, 3])))
+    penalty = linalg.block_diag(diagonal, np.linalg.cholesky(precision).T)
     found = np.linalg.lstsq(
         np.concatenate([root[:, None] * design, penalty]),
         np.concatenate([root[:, None] * z, np.zeros((19, N_LATENT))]),
@@ -64,8 +72,11 @@ def test_a_new_batch_is_shifted_to_known_levels():
     means = np.array([[[1.0, 2.0], [13.0, 2.0]]])
     n = np.array([[50.0, 50.0]])
     # both clusters weigh 50 * 50 / 100 = 25, against one of a shift of 0
-    shift = common_shifts(n, means, levels, ridge=50.0)
+    shift = common_shifts(n, means, levels, np.eye(2), ridge=50.0)
     np.testing.assert_allclose(shift, [[50 * 2.0 / 51, 50 * 2.0 / 51]])
+    # as one cluster of 100 cells, which weighs 100 * 50 / 150
+    shift = common_shifts(n, means, levels, np.ones((2, 2)), ridge=50.0)
+    np.testing.assert_allclose(shift, [[100 * 2.0 / 103, 100 * 2.0 / 103]])
 
 
 def test_means_of_groups_without_cells_are_zero():

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import torch
 from scipy.linalg import solve
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ FAR = 1e6
 N_NEIGHBORS = 15
 N_STARTS = 10
 """Times that clusters are looked for in each round; one alone may put two types into one."""
+REACH = 2.0
+"""Squared reach of a batch's shift, in mean squared distances of cells to their centre."""
 WIDTH = 0.15
 """Reach of a cluster's border, as a share of the mean squared distance of cells to their centre."""
 
@@ -31,10 +34,10 @@ class Alignment(AddedLater):
 
     Codes of batch :math:`b` in cluster :math:`k` are taken to be
     :math:`c_k + \delta_b + \gamma_{kb}` and noise: a shift of the batch that is the same in every
-    cluster, and one of the batch in this cluster, drawn to 0 where it has few cells. Both are
-    subtracted. Cells whose neighbours are all of their own batch do not count, because what they
-    are the other batches may lack. This is done in rounds: clusters are clearer once batches are
-    closer.
+    cluster, and one of the batch in this cluster, which is like those in clusters nearby, and drawn
+    to 0 where the batch has few cells. Both are subtracted. Cells whose neighbours are all of their
+    own batch do not count, because what they are the other batches may lack. This is done in
+    rounds: clusters are clearer once batches are closer.
 
     Training cannot do it, for in a minibatch a cluster has a few cells of each batch, and what
     their means differ by is noise.
@@ -52,14 +55,17 @@ class Alignment(AddedLater):
     max_clusters
         Number of clusters, at most; fewer where there are less than 50 cells for each.
     ridge
-        Number of cells of a batch in a cluster at which half of :math:`\gamma_{kb}` is believed.
+        Number of cells of a batch in a cluster, far from others, at which half of
+        :math:`\gamma_{kb}` is believed.
 
     References
     ----------
     :math:`\gamma` is the random effect of a linear mixed model: Robinson (1991), That BLUP is a
-    good thing, Statistical Science 6:15. Shifts within clusters are also those of Harmony
-    (Korsunsky et al. 2019, Nature Methods 16:1289), whose clusters are made to have cells of all
-    batches, which merges types that the batches do not share.
+    good thing, Statistical Science 6:15; with the covariance of a Gaussian process over clusters:
+    Rasmussen and Williams (2006), Gaussian processes for machine learning, 2.2 and 2.7. Shifts
+    within clusters are also those of Harmony (Korsunsky et al. 2019, Nature Methods 16:1289), whose
+    clusters are made to have cells of all batches, which merges types that the batches do not
+    share.
     """
 
     def __init__(
@@ -70,7 +76,7 @@ class Alignment(AddedLater):
         spherical: bool,
         n_rounds: int = 5,
         max_clusters: int = 50,
-        ridge: float = 100.0,
+        ridge: float = 30.0,
     ):
         super().__init__()
         self.spherical = spherical
@@ -144,11 +150,12 @@ class Alignment(AddedLater):
             n, means = group_means(
                 *cells, weight[:, None] * memberships.cpu().numpy(), len(self.shifts[i])
             )
+            alike = likeness(self.centers[i].cpu().numpy(), float(self.widths[i]) / WIDTH)
             if mapped:
-                shifts = common_shifts(n, means, self.levels[i].cpu().numpy(), self.ridge)
+                shifts = common_shifts(n, means, self.levels[i].cpu().numpy(), alike, self.ridge)
                 self.shifts[i, self.first_new :] = torch.as_tensor(shifts)[self.first_new :, None]
             else:
-                levels, shifts = levels_and_shifts(n, means, self.ridge)
+                levels, shifts = levels_and_shifts(n, means, alike, self.ridge)
                 self.levels[i], self.shifts[i] = map(torch.as_tensor, (levels, shifts))
             z = self._moved(z, batch, memberships, i)
         self.moves = True
@@ -192,23 +199,44 @@ def group_means(
     return n, np.divide(sums, n[..., None], out=np.zeros_like(sums), where=n[..., None] > 0)
 
 
+def likeness(centers: np.ndarray, spread: float) -> np.ndarray:
+    r"""How like a batch's shifts in two clusters are, ``(n_clusters, n_clusters)``, 1 if the same.
+
+    .. math::
+
+        K_{kl} = \exp \left(-\frac{\lVert c_k - c_l \rVert^2}{2 \cdot 2 s^2}\right)
+
+    Parameters
+    ----------
+    centers
+        The clusters' centres :math:`c`, ``(n_clusters, n_latent)``.
+    spread
+        Mean squared distance of cells to their centre, :math:`s^2`.
+    """
+    return np.exp(-cdist(centers, centers, "sqeuclidean") / (2 * REACH * spread))
+
+
 def levels_and_shifts(
-    n: np.ndarray, means: np.ndarray, ridge: float
+    n: np.ndarray, means: np.ndarray, alike: np.ndarray, ridge: float
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Least squares of :math:`c_k + \delta_b + \gamma_{kb}` with a ridge on the last.
 
     .. math::
 
         \sum_i w_i \lVert z_i - c_{k_i} - \delta_{b_i} - \gamma_{k_i b_i} \rVert^2
-            + \lVert \delta \rVert^2 + r \lVert \gamma \rVert^2
+            + \sum_b \left(\lVert \delta_b \rVert^2
+            + r\, \mathrm{tr}\, \gamma_b^T K^{-1} \gamma_b\right)
 
-    which, :math:`\gamma` being solved for, is a regression of the means of groups with weights
-    :math:`n r / (n + r)`.
+    which, :math:`\gamma` being solved for, is a regression of the means of groups with the
+    :func:`weights` :math:`W_b`, and :math:`\gamma_b = K W_b e_b / r` with its residuals
+    :math:`e_b`.
 
     Parameters
     ----------
     n, means
         As :func:`group_means` gives them.
+    alike
+        :math:`K`, as :func:`likeness` gives it.
     ridge
         The ridge :math:`r`.
 
@@ -217,27 +245,43 @@ def levels_and_shifts(
     :math:`c`, ``(n_clusters, n_latent)``, and :math:`\delta_b + \gamma_{kb}`, of the shape of
     ``means``.
     """
-    n_batch, n_clusters, n_latent = means.shape
-    b, k = np.indices(n.shape).reshape(2, -1)
-    design = np.concatenate([np.eye(n_clusters)[k], np.eye(n_batch)[b]], axis=1)
-    believed = (n / (n + ridge)).ravel()
-    penalty = np.repeat([1e-6, 1.0], [n_clusters, n_batch])  # an empty cluster's level is 0
-    weighted = (design * (ridge * believed)[:, None]).T
-    means = means.reshape(-1, n_latent)
-    solution = solve(weighted @ design + np.diag(penalty), weighted @ means, assume_a="pos")
-    residual = believed[:, None] * (means - design @ solution)
-    levels, of_batch = np.split(solution, [n_clusters])
-    return levels, (of_batch[b] + residual).reshape(n_batch, n_clusters, n_latent)
+    n_batch, n_clusters, _ = means.shape
+    weight = weights(n, alike, ridge)
+    of_batch = weight.sum(axis=2)
+    total = np.block([[weight.sum(axis=0), of_batch.T], [of_batch, np.diag(of_batch.sum(axis=1))]])
+    total += np.diag(np.repeat([1e-6, 1.0], [n_clusters, n_batch]))  # an empty level is 0
+    weighted = weight @ means
+    sums = np.concatenate([weighted.sum(axis=0), weighted.sum(axis=1)])
+    levels, common = np.split(solve(total, sums, assume_a="pos"), [n_clusters])
+    residual = means - levels - common[:, None]
+    return levels, common[:, None] + alike @ weight @ residual / ridge
 
 
-def common_shifts(n: np.ndarray, means: np.ndarray, levels: np.ndarray, ridge: float) -> np.ndarray:
+def common_shifts(
+    n: np.ndarray, means: np.ndarray, levels: np.ndarray, alike: np.ndarray, ridge: float
+) -> np.ndarray:
     r"""The shift :math:`\delta_b` of each batch, ``(n_batch, n_latent)``, where levels are known.
 
     As :func:`levels_and_shifts`, whose parameters these are.
     """
-    weight = ridge * n / (n + ridge)
-    total = np.einsum("bk,bkd->bd", weight, means - levels)
-    return total / (weight.sum(axis=1, keepdims=True) + 1.0)
+    weight = weights(n, alike, ridge)
+    total = (weight @ (means - levels)).sum(axis=1)
+    return total / (weight.sum(axis=(1, 2))[:, None] + 1.0)
+
+
+def weights(n: np.ndarray, alike: np.ndarray, ridge: float) -> np.ndarray:
+    r"""What the means of groups weigh, ``(n_batch, n_clusters, n_clusters)``.
+
+    .. math::
+
+        W_b = (N_b^{-1} + K / r)^{-1}
+
+    with :math:`N_b` the diagonal of the batch's ``n``, of which some may be 0. Its parameters are
+    those of :func:`levels_and_shifts`.
+    """
+    root = np.sqrt(n)
+    outer = root[:, :, None] * root[:, None, :]
+    return outer * np.linalg.inv(np.eye(n.shape[1]) + outer * alike / ridge)
 
 
 def overlap(z: np.ndarray, batch: np.ndarray) -> np.ndarray:
