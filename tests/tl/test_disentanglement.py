@@ -103,7 +103,7 @@ def test_a_type_in_one_batch_is_named():
     adata = adata[(adata.obs["celltype"] != "type_3") | (adata.obs["batch"] == "batch_0")].copy()
     report = reported(adata)
     assert report.status == "good"
-    assert "1 of 4 types ('type_3') have enough cells in one batch only" in report.verdict
+    assert "1 of 4 types ('type_3') has enough cells in one batch only" in report.verdict
 
 
 def test_z_nio_that_does_not_know_the_batch():

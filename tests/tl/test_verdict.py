@@ -118,7 +118,7 @@ def test_a_type_loses_what_is_beyond_two_standard_errors():
     verdict = judge(evidence(unintegrated=before, z_bio=after))
     error = (0.9 * 0.1 / 100 + 0.5 * 0.5 / 100) ** 0.5
     assert verdict.severities["biology lost"] == pytest.approx(0.4 - 2 * error)
-    assert "1 of 3 types" in verdict.words
+    assert "1 of 3 types is told apart less well" in verdict.words
     assert "a (taken for c)." in verdict.words
 
 
@@ -159,7 +159,7 @@ def test_a_type_counts_as_shared_from_min_cells_in_two_batches():
     shared = judge(evidence(composition=[[10, 10, 10], [10, 10, 10]]))
     assert "one batch only" not in shared.words
     partly = judge(evidence(composition=[[10, 10, 10], [10, 10, 9]]))
-    assert "1 of 3 types ('c') have enough cells in one batch only" in partly.words
+    assert "1 of 3 types ('c') has enough cells in one batch only" in partly.words
     assert (partly.status, partly.score) == ("good", 1.0)
     none = judge(evidence(composition=[[10, 9, 50], [9, 10, 0]]))
     assert (none.status, none.score) == ("confounded", 0.0)

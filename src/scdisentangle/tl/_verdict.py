@@ -117,8 +117,9 @@ def _separable(evidence: Evidence) -> Finding | None:
         return Finding(
             "partly confounded",
             0.0,
-            f"{len(apart)} of {len(shared)} types ({name_some(apart)}) have enough cells in one "
-            "batch only: whether z_bio holds their batch cannot be told.",
+            f"{len(apart)} of {len(shared)} types ({name_some(apart)}) "
+            f"{'has' if len(apart) == 1 else 'have'} enough cells in one batch only: whether z_bio "
+            "holds their batch cannot be told.",
         )
     if evidence.labelled:
         return Finding(
@@ -213,8 +214,10 @@ def _biology_lost(evidence: Evidence) -> Finding | None:
     merged = [name for name, far in each.items() if far >= _NOTICED]
     if merged:
         pairs = [f"{name} (taken for {_mistaken_for(evidence, name)})" for name in merged]
-        what = f"{len(merged)} of {len(each)} types are told apart less well in z_bio than before "
-        what += f"integration: {', '.join(pairs[:3])}"
+        what = (
+            f"{len(merged)} of {len(each)} types {'is' if len(merged) == 1 else 'are'} told apart "
+        )
+        what += f"less well in z_bio than before integration: {', '.join(pairs[:3])}"
         what += f" and {len(pairs) - 3} more." if len(pairs) > 3 else "."
     else:
         what = (
