@@ -32,7 +32,7 @@ class NioFlow(nn.Module, ABC):
     """
 
     is_variational = False
-    """Whether the encoder gives a posterior, which is held to :meth:`prior`."""
+    """Whether the encoder gives a posterior, which is held to the ``prior`` of the batch."""
     is_point = False
     """Whether the code is a point of its own for each cell, of which there is no likelihood."""
     is_of_batch = False
@@ -65,10 +65,6 @@ class NioFlow(nn.Module, ABC):
     def terms(self, encoded: Tensor, batch: Tensor) -> dict[str, Tensor]:
         """What holds the encoder to the batch beside the classifier: means over cells, by name."""
         return {}
-
-    def prior(self, batch: Tensor) -> Normal:
-        """That of the code of cells of known batch, if it is variational."""
-        raise NotImplementedError
 
     def follow(self, z_nio: Tensor, batch: Tensor) -> None:
         """Take note of the codes of a minibatch in training."""
@@ -146,7 +142,7 @@ class Variational(NioFlow):
         return self.mean
 
     def prior(self, batch: Tensor) -> Normal:
-        r""":math:`N(\mu_b, \sigma_b^2)`, ``(n_cells, n_latent)``."""
+        r""":math:`N(\mu_b, \sigma_b^2)` of the batch of each cell, ``(n_cells, n_latent)``."""
         return Normal(self.mean[batch], self.log_scale[batch].exp(), validate_args=False)
 
 
