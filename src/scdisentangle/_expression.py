@@ -337,7 +337,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
     def _require_elbo(self, what: str) -> None:
         self._require_likelihood(what, (*COUNT_LIKELIHOODS, "normal"))
         self._require_posterior(what)
-        if self.module.flow.is_point:
+        flow = self.module.flow
+        if not (flow.is_of_batch or flow.is_variational):
             raise InputError(
                 f"{what} needs a posterior of z_nio too, but with nio_flow="
                 f"'{self.module.nio_flow}' it is a point. Take nio_flow='quantized' or "

@@ -23,18 +23,17 @@ WEIGHT_OF_LATEST = 0.3
 class NioFlow(nn.Module, ABC):
     """Between the encoder of ``z_nio`` and those who read it.
 
+    A code that is neither variational nor of its batch is a point of each cell, of which there is
+    no likelihood.
+
     Parameters
     ----------
     n_batch
-        Number of batches.
-    n_latent
-        Dimensions of ``z_nio``.
+        Number of batches. Each flow takes the dimensions of ``z_nio``, ``n_latent``, after it.
     """
 
     is_variational = False
     """Whether the encoder gives a posterior, which is held to the ``prior`` of the batch."""
-    is_point = False
-    """Whether the code is a point of its own for each cell, of which there is no likelihood."""
     is_of_batch = False
     """Whether cells of a batch share a code, so that not every step need encode it."""
     returns = False
@@ -42,7 +41,7 @@ class NioFlow(nn.Module, ABC):
     holds: tuple[str, ...] = ()
     """Names of the :meth:`terms`."""
 
-    def __init__(self, n_batch: int, n_latent: int):
+    def __init__(self, n_batch: int):
         super().__init__()
         self.n_learned, self.n_reference = n_batch, 0
 
@@ -93,7 +92,7 @@ class Quantized(NioFlow):
     holds = ("commitment",)
 
     def __init__(self, n_batch: int, n_latent: int):
-        super().__init__(n_batch, n_latent)
+        super().__init__(n_batch)
         self.codes = nn.Parameter(torch.randn(n_batch, n_latent))
 
     @property
@@ -132,7 +131,7 @@ class Variational(NioFlow):
     returns = True
 
     def __init__(self, n_batch: int, n_latent: int):
-        super().__init__(n_batch, n_latent)
+        super().__init__(n_batch)
         self.mean = nn.Parameter(torch.randn(n_batch, n_latent))
         self.log_scale = nn.Parameter(torch.zeros(n_batch, n_latent))
 
@@ -149,11 +148,10 @@ class Variational(NioFlow):
 class Free(NioFlow):
     """As it is; the mean of each batch's cells is followed from the first minibatch on."""
 
-    is_point = True
     returns = True
 
     def __init__(self, n_batch: int, n_latent: int):
-        super().__init__(n_batch, n_latent)
+        super().__init__(n_batch)
         self.register_buffer("means", torch.zeros(n_batch, n_latent))
 
     @property
