@@ -54,8 +54,8 @@ SWAPS = {
 }
 
 
-def targets() -> dict[Path, tuple[list[str], set[str]]]:
-    """Files with the tests that mirror them and, if not all, the functions to change."""
+def targets() -> dict[Path, list[str]]:
+    """Files with the tests that mirror them."""
     found = {}
     for path in sorted((SOURCE / "objectives").glob("*.py")):
         mirror = ROOT / "tests" / "objectives" / f"test_{path.stem.lstrip('_')}.py"
@@ -64,25 +64,19 @@ def targets() -> dict[Path, tuple[list[str], set[str]]]:
         if path.stem in ("_base", "_kernels", "_estimators", "_soft_clusters"):
             names += ["test_hsic.py", "test_mmd.py", "test_mutual_information.py"]
         if path.stem != "__init__":
-            found[path] = ([f"tests/objectives/{name}" for name in names], set())
-    found[SOURCE / "_schedules.py"] = (
-        ["tests/test_schedules.py", "tests/test_training_plan.py"],
-        set(),
-    )
-    found[SOURCE / "_module.py"] = (
-        ["tests/test_module.py", "tests/test_training_plan.py"],
-        {"loss", "_kl", "_variational", "_codes"},
-    )
+            found[path] = [f"tests/objectives/{name}" for name in names]
+    found[SOURCE / "_schedules.py"] = ["tests/test_schedules.py", "tests/test_training_plan.py"]
+    found[SOURCE / "_loss.py"] = [
+        "tests/test_loss.py",
+        "tests/test_module.py",
+        "tests/test_training_plan.py",
+    ]
     return found
 
 
-def sites(tree: ast.AST, functions: set[str]) -> Iterator[ast.AST]:
+def sites(tree: ast.AST) -> Iterator[ast.AST]:
     """Nodes that can be changed, without annotations and messages of errors."""
     stack = [tree]
-    if functions:
-        stack = [
-            n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in functions
-        ]
     while stack:
         node = stack.pop()
         if isinstance(node, ast.Raise | ast.JoinedStr):
@@ -176,15 +170,15 @@ def main() -> None:
     if arguments.again:
         with arguments.again.open() as file:
             again = [row[:3] for row in csv.reader(file) if row[-1] == "False"]
-    for path, (tests, functions) in targets().items():
+    for path, tests in targets().items():
         tree = ast.parse(path.read_text())
         if arguments.only and arguments.only not in path.name:
             continue
         if again is None:
             assert survives(path, tree, tests), f"the tests of {path.name} fail without any change"
         jobs += [
-            (path, tests, functions, i)
-            for i, node in enumerate(sites(tree, functions))
+            (path, tests, i)
+            for i, node in enumerate(sites(tree))
             if again is None or [path.name, str(node.lineno), ast.unparse(node)] in again
         ]
     n_all = len(jobs)
@@ -194,9 +188,9 @@ def main() -> None:
     with arguments.csv.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "line", "before", "after", "killed"])
-        for done, (path, tests, functions, i) in enumerate(jobs, 1):
+        for done, (path, tests, i) in enumerate(jobs, 1):
             tree = ast.parse(path.read_text())
-            node = list(sites(tree, functions))[i]
+            node = list(sites(tree))[i]
             before = ast.unparse(copy.deepcopy(node))
             change(node)
             alive = survives(path, ast.fix_missing_locations(tree), tests)

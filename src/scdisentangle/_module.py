@@ -1,4 +1,4 @@
-"""The loss of the method and what it is made of: the only place where its terms are added up."""
+"""The model's network: what it is made of, how it encodes and how it decodes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.module import Classifier
 from scvi.module._constants import MODULE_KEYS
-from scvi.module.base import (
-    BaseMinifiedModeModuleClass,
-    EmbeddingModuleMixin,
-    LossOutput,
-    auto_move_data,
-)
+from scvi.module.base import BaseMinifiedModeModuleClass, EmbeddingModuleMixin, auto_move_data
 from torch import Tensor, nn
-from torch.distributions import Distribution, Normal, kl_divergence
+from torch.distributions import Distribution, Normal
 
 from ._alignment import Alignment
 from ._axes import Axes
@@ -41,25 +36,13 @@ from ._freezing import FreezingMixin
 from ._gene_shifts import GeneShifts
 from ._input_noise import add_noise
 from ._inputs import InputsMixin
-from ._likelihoods import (
-    COUNT_LIKELIHOODS,
-    GENE_LIKELIHOODS,
-    GeneLikelihood,
-    expression_distribution,
-    reconstruction_loss,
-)
+from ._likelihoods import GENE_LIKELIHOODS, GeneLikelihood, expression_distribution
+from ._loss import LossMixin
 from ._networks import Decoded, Decoder, TwoCodeEncoder
 from ._nio_flows import NIO_FLOWS, renamed
 from ._sampling import SamplingMixin
 from ._settling import SettlingMixin
-from .data._loading import ABOVE_ZERO_KEY
-from .objectives import (
-    ObjectiveSpec,
-    batch_cross_entropy,
-    build_objectives,
-    calibrated,
-    squared_error,
-)
+from .objectives import ObjectiveSpec, build_objectives
 
 ENCODERS = ("separate", "shared")
 CODE_LOSSES = ("both", "likelihood", "squared_error")
@@ -82,6 +65,7 @@ def check_n_components(n_components: int, encoder: str) -> None:
 
 class DisentangleModule(
     InputsMixin,
+    LossMixin,
     CodesMixin,
     SamplingMixin,
     SettlingMixin,
@@ -91,13 +75,7 @@ class DisentangleModule(
 ):
     r"""Conditional autoencoder whose code is :math:`z = [z_{bio}, z_{nio}]`.
 
-    .. math::
-
-        L = w_{rec} L_{rec} + \lambda_{cls} L_{cls} + w_{dis} \lambda_{dis} L_{dis} + \mathrm{KL}
-
-    with the factors :math:`w` set by the training plan's schedules and 1 outside training. KL terms
-    exist for variational codes only; a quantised ``z_nio`` adds :math:`\lambda_{cls}` times the
-    squared distance to the code of the cell's batch.
+    Its three-term loss is in :meth:`loss`.
 
     Parameters
     ----------
@@ -540,108 +518,3 @@ class DisentangleModule(
             self.gene_likelihood, decoded.output, library, log_dispersion, decoded.zi_logits
         )
         return {MODULE_KEYS.PX_KEY: px, "normalized": decoded.normalized}
-
-    def _variational(self, inference_outputs: dict, batch: Tensor):
-        """Posterior and prior of each variational code."""
-        pairs = {}
-        if (q_bio := inference_outputs["q_bio"]) is not None:
-            mean, scale = torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale)
-            pairs["bio"] = q_bio, Normal(mean, scale, validate_args=False)
-        if (q_nio := inference_outputs["q_nio"]) is not None:
-            pairs["nio"] = q_nio, self.flow.prior(batch)
-        return pairs
-
-    def _reconstructed(self, reconstruction: Tensor, decoded: Tensor | None, x: Tensor):
-        """The reconstruction's terms, as means over cells.
-
-        Parameters
-        ----------
-        reconstruction
-            That of the likelihood, ``(n_cells,)``.
-        decoded
-            What the decoder makes of the normalised values, if it does beside the likelihood's.
-        x
-            These values, ``(n_cells, n_genes)``.
-        """
-        terms = {"reconstruction_loss": reconstruction.mean()}
-        if decoded is not None:
-            terms["squared_error"] = calibrated(squared_error(decoded, x), x.shape[-1])
-        elif self.code_loss != "likelihood":
-            terms["reconstruction_loss"] = calibrated(reconstruction, x.shape[-1])
-        return terms
-
-    def _classified(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
-        """The terms that hold ``z_nio`` to the batch, as means over cells."""
-        logits = self.classifier(inference_outputs["z_nio"])
-        loss = batch_cross_entropy(logits, batch, balanced=self.class_balanced)
-        held = self.flow.terms(inference_outputs["encoded_nio"], batch)
-        return {"classification_loss": loss, **held}
-
-    def loss(
-        self,
-        tensors: dict[str, Tensor],
-        inference_outputs: dict[str, Tensor | Distribution | None],
-        generative_outputs: dict[str, Distribution],
-        reconstruction_weight: float = 1.0,
-        disentanglement_weight: float | None = 1.0,
-        kl_weight: float = 1.0,
-        classification_weight: float | None = 1.0,
-    ) -> LossOutput:
-        r"""Add up the terms of the loss.
-
-        Parameters
-        ----------
-        tensors
-            Minibatch as scvi-tools' data loaders give it.
-        inference_outputs, generative_outputs
-            What :meth:`inference` and :meth:`generative` returned.
-        reconstruction_weight, disentanglement_weight, kl_weight, classification_weight
-            Factors :math:`w` on the terms. ``None`` leaves out that of the classification, or that
-            of the disentanglement.
-        """
-        batch = tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1)
-        counts = self.gene_likelihood in COUNT_LIKELIHOODS
-        target = tensors[REGISTRY_KEYS.X_KEY] if counts else inference_outputs["normalized"]
-        reconstruction = reconstruction_loss(
-            self.gene_likelihood,
-            generative_outputs[MODULE_KEYS.PX_KEY],
-            target,
-            tensors.get(ABOVE_ZERO_KEY),
-        )
-        codes = self.codes(tensors, inference_outputs)
-        of_cls = {} if classification_weight is None else self._classified(inference_outputs, batch)
-        objectives = {} if disentanglement_weight is None else self.disentanglement(codes)
-        kl_local = {
-            f"kl_{code}": kl_divergence(posterior, prior).sum(dim=-1)
-            for code, (posterior, prior) in self._variational(inference_outputs, batch).items()
-        }
-
-        weights = self.disentanglement.weights
-        left_out = reconstruction.new_zeros(())
-        reconstructed = self._reconstructed(
-            reconstruction, generative_outputs["normalized"], inference_outputs["normalized"]
-        )
-        weighted = {name: reconstruction_weight * term for name, term in reconstructed.items()}
-        weighted |= dict.fromkeys(["classification_loss", *self.flow.holds, *weights], left_out)
-        for name, term in of_cls.items():
-            weighted[name] = classification_weight * self.lambda_cls * term
-        for name, term in objectives.items():
-            weighted[name] = disentanglement_weight * self.lambda_dis * weights[name] * term
-        for name, term in kl_local.items():
-            weighted[name] = kl_weight * (self.kl_weights[name] * term).mean()
-        if self.gene_shifts.shifts.requires_grad:
-            weighted["gene_shifts"] = self.gene_shifts.ridge()
-        if self.training:
-            self.flow.follow(inference_outputs["z_nio"], batch)
-        metrics = {**of_cls, **objectives}
-        if "squared_error" in reconstructed:
-            metrics["squared_error"] = reconstructed["squared_error"]
-        metrics |= {f"{name}_weighted": term for name, term in weighted.items()}
-        if self.training and self.disentanglement.has_estimators:
-            metrics["estimator_loss"] = self.disentanglement.estimator_loss(codes)
-        return LossOutput(
-            loss=sum(weighted.values()),
-            reconstruction_loss=reconstruction,
-            kl_local=kl_local or None,
-            extra_metrics=metrics,
-        )

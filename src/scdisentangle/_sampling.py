@@ -84,6 +84,16 @@ class SamplingMixin:
         ]
         return self._inferred(*codes, *posteriors, library, n_samples)
 
+    def _variational(self, inference_outputs: dict, batch: Tensor):
+        """Posterior and prior of each variational code."""
+        pairs = {}
+        if (q_bio := inference_outputs["q_bio"]) is not None:
+            mean, scale = torch.zeros_like(q_bio.loc), torch.ones_like(q_bio.scale)
+            pairs["bio"] = q_bio, Normal(mean, scale, validate_args=False)
+        if (q_nio := inference_outputs["q_nio"]) is not None:
+            pairs["nio"] = q_nio, self.flow.prior(batch)
+        return pairs
+
     @torch.inference_mode()
     def sample(
         self,
