@@ -170,3 +170,24 @@ def test_there_is_no_loss_of_an_estimator_without_one(tensors):
     assert (
         "estimator_loss" in make(objective="mutual_information").train()(tensors)[2].extra_metrics
     )
+
+
+def test_weights_of_zero_leave_nothing_of_the_loss(tensors):
+    options = {"kl_weight_bio": 1.0, "nio_flow": "variational", "code_loss": "both"}
+    module = make(objective={"hsic": 1.0}, **options).eval()
+    outputs = module(tensors)[:2]
+    weights = ("reconstruction", "disentanglement", "kl", "classification")
+    losses = module.loss(tensors, *outputs, **{f"{name}_weight": 0.0 for name in weights})
+    assert losses.loss.item() == 0.0
+    assert losses.extra_metrics["classification_loss"] > 0
+
+
+def test_shifts_of_genes_that_are_learned_add_half_their_square(tensors):
+    module = make().eval()
+    outputs = module(tensors)[:2]
+    before = module.loss(tensors, *outputs).loss
+    shifts = module.gene_shifts.shifts.requires_grad_()
+    with torch.no_grad():
+        shifts += torch.randn_like(shifts)
+    added = (module.loss(tensors, *outputs).loss - before).item()
+    assert added == pytest.approx(np.square(shifts.detach().numpy()).sum() / 2, rel=1e-3)
