@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[dict, dict]] = {
     "encoder of genes": ({"n_components": 0}, {}),
     "z_bio of free length": ({"spherical": False}, {}),
     "no alignment": ({"alignment": False}, {}),
+    "no axes": ({"axes": False}, {}),
     "no gene dropout": ({"input_dropout": 0.0}, {}),
     "codes by the likelihood alone": ({"code_loss": "likelihood"}, {}),
     "codes by squared error alone": ({"code_loss": "squared_error"}, {}),
