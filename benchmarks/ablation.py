@@ -1,9 +1,10 @@
-"""What each part of the method does: every objective and schedule on the three real sets.
+"""What each part of the method does: every part and option on three real sets, parts on five more.
 
     python benchmarks/ablation.py --data ../shared/data --processes 2
+    python benchmarks/ablation.py --data FOLDER --held-out    # the parts, on sets of other tissues
 
 Writes one row a run to ``benchmarks/results/ablation.csv`` (a second call goes on where the first
-stopped), the medians over seeds as the table of the user guide, and the figure beside it.
+stopped), the medians over seeds as the tables of the user guide, and the figure beside them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from common import BATCH, LABEL, SETS, load, one_thread, run_all, scores
+from common import BATCH, HELD_OUT, LABEL, SETS, load, markdown, one_thread, run_all, scores
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ablation.csv"
@@ -36,6 +37,7 @@ VARIANTS: dict[str, tuple[dict, dict]] = {
     "as written: shared encoder, mse, -MMD": ({"as_written": True}, {}),
     "as written, but -MMD weighs 1 per gene": ({"as_written": True, "lambda_dis": 2000.0}, {}),
     "no objective": ({"objective": None}, {}),
+    "contrastive, no counterfactuals": (only("contrastive", counterfactual=0.0), {}),
     "variational z_bio, half the KL term": ({"kl_weight_bio": 0.5}, {}),
     "encoder of genes": ({"n_components": 0}, {}),
     "z_bio of free length": ({"spherical": False}, {}),
@@ -57,7 +59,6 @@ VARIANTS: dict[str, tuple[dict, dict]] = {
     "CKA(z_bio, z_nio)": (only("cka"), {}),
     "mutual information": (only("mutual_information"), {}),
     "gradient penalty": (only("gradient_penalty", 0.1), {}),
-    "contrastive, no counterfactuals": (only("contrastive", counterfactual=0.0), {}),
     "contrastive, mutual neighbours": (only("contrastive", positives="mnn"), {}),
     "contrastive, labels (sees labels)": (only("contrastive", positives="labels"), {}),
     "contrastive 0.5 + MMD within clusters 0.4": (
@@ -80,8 +81,8 @@ VARIANTS: dict[str, tuple[dict, dict]] = {
     "z_nio variational": ({"nio_flow": "variational"}, {}),
     "no batch in the decoder": ({"batch_in_decoder": False}, {}),
 }
-LARGE = list(VARIANTS)[: list(VARIANTS).index("mse")]
-"""What the model is made of, drawn larger."""
+PARTS = list(VARIANTS)[: list(VARIANTS).index("mse")]
+"""What the model is made of: drawn larger, and run on sets of other tissues too."""
 
 COLUMNS = {
     "Total": "Total",
@@ -90,6 +91,13 @@ COLUMNS = {
     "batch from z_bio within types": "batch in z_bio",
     "type from z_nio within batches": "type in z_nio",
     "train_s": "seconds",
+}
+MEANS = {
+    "Total": "Total",
+    "Total (no silhouette)": "without silhouettes",
+    "Bio conservation": "Bio",
+    "Batch correction": "Batch",
+    "batch from z_bio within types": "batch in z_bio",
 }
 
 
@@ -128,7 +136,8 @@ def run(job: Mapping) -> dict:
 
 def table(results: pd.DataFrame) -> pd.DataFrame:
     """Medians over seeds, rows in the order of the method, three columns of sets in each score."""
-    medians = results.groupby(["variant", "set"])[list(COLUMNS)].median()
+    of_three = results[results["set"].isin(SETS)]
+    medians = of_three.groupby(["variant", "set"])[list(COLUMNS)].median()
     medians = medians.rename(columns=COLUMNS).unstack("set")
     medians = medians.dropna()
     order = [name for name in VARIANTS if name in medians.index]
@@ -152,10 +161,26 @@ def as_markdown(medians: pd.DataFrame, n_seeds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_of_parts(results: pd.DataFrame) -> str:
+    """Means over all sets of the medians over seeds, and the Total of each set."""
+    sets = [*SETS, *HELD_OUT]
+    medians = results.groupby(["variant", "set"])[list(MEANS)].median().unstack("set")
+    every = medians.reindex(PARTS, columns=pd.MultiIndex.from_product([MEANS, sets])).dropna()
+    rows = [
+        [
+            name,
+            *(f"{row[score].mean():.3f}" for score in MEANS),
+            *(f"{row['Total', of_set]:.2f}" for of_set in sets),
+        ]
+        for name, row in every.iterrows()
+    ]
+    return markdown(["", *MEANS.values(), *sets], rows)
+
+
 def figure(medians: pd.DataFrame, path: Path) -> None:
     """Batch correction against bio conservation, a point for each variant.
 
-    Those of :data:`LARGE` have a number, and those that are not beside the default.
+    Those of :data:`PARTS` have a number, and those that are not beside the default.
     """
     import matplotlib.pyplot as plt
 
@@ -163,7 +188,7 @@ def figure(medians: pd.DataFrame, path: Path) -> None:
     for ax, name in zip(axes, SETS, strict=True):
         x, y = medians["Batch", name], medians["Bio", name]
         for i, (variant, row) in enumerate(zip(medians.index, zip(x, y, strict=True), strict=True)):
-            special = variant in LARGE
+            special = variant in PARTS
             ax.scatter(*row, s=60 if special else 25, color="#D55E00" if special else "#0072B2")
             away = math.dist(row, (x["default"], y["default"])) > BESIDE
             if special or away:
@@ -188,11 +213,13 @@ def main() -> None:
         "--csv", type=Path, default=RESULTS, help="of a trial, whose table is shown"
     )
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS)
+    parser.add_argument("--held-out", action="store_true", help="the parts, on other tissues")
     arguments = parser.parse_args()
     is_trial = arguments.max_epochs is not None or arguments.max_cells != CELLS
     if is_trial and arguments.csv == RESULTS:
         parser.error("--max-epochs and --max-cells are for a trial: name a --csv of its own")
+    variants = arguments.variants or (PARTS if arguments.held_out else VARIANTS)
     jobs = [
         {
             "set": name,
@@ -203,8 +230,8 @@ def main() -> None:
             "max_cells": arguments.max_cells,
         }
         for seed in range(arguments.seeds)
-        for name in SETS
-        for variant in dict.fromkeys(("default", *arguments.variants))  # which others are beside
+        for name in (HELD_OUT if arguments.held_out else SETS)
+        for variant in dict.fromkeys(("default", *variants))  # which others are beside
     ]
     results = run_all(jobs, run, arguments.csv, arguments.processes)
     if arguments.csv == RESULTS:
@@ -217,10 +244,12 @@ def report(results: pd.DataFrame) -> None:
     """Write the table and the figure of the user guide, of the variants that all sets have."""
     medians = table(results)
     guide = HERE.parent / "docs" / "user_guide"
-    seeds = results[results.variant.isin(medians.index)].groupby(["variant", "set"]).size()
+    done = results[results.variant.isin(medians.index) & results["set"].isin(SETS)]
+    seeds = done.groupby(["variant", "set"]).size()
     text = as_markdown(medians, int(seeds.min()))
     (guide / "ablation_table.md").write_text(text)
     figure(medians, guide / "ablation.png")
+    (guide / "parts_table.md").write_text(table_of_parts(results))
     print(text)
 
 
