@@ -569,3 +569,45 @@ def test_sizes_that_are_no_number_and_batches_that_are_none(model):
     for call in (model.get_normalized_expression, model.posterior_predictive_sample):
         with pytest.raises(InputError, match=r"transform_batch=\[\] names no batch"):
             call(transform_batch=[])
+
+
+@pytest.mark.parametrize(
+    ("method", "positional", "named"),
+    [
+        (
+            "posterior_predictive_sample",
+            (None, [0, 1], None, 5, ["gene_1"]),
+            {"indices": [0, 1], "n_samples": 5, "gene_list": ["gene_1"]},
+        ),
+        (
+            "get_feature_correlation_matrix",
+            (None, [0, 1, 2], 2, 64, 1000, ["batch_0"]),
+            {"indices": [0, 1, 2], "n_samples": 2, "transform_batch": ["batch_0"]},
+        ),
+        (
+            "differential_expression",
+            (None, "celltype", "type_0", "type_1", None, None, "change"),
+            {"groupby": "celltype", "group1": "type_0", "group2": "type_1", "mode": "change"},
+        ),
+    ],
+)
+def test_arguments_stand_where_scvi_tools_has_them(model, method, positional, named):
+    found = []
+    for arguments, options in ((positional, {}), ((), named)):
+        scvi.settings.seed = 0
+        found.append(getattr(model, method)(*arguments, **options))
+    if method == "posterior_predictive_sample":
+        assert found[0].shape == (2, 1, 5)
+        np.testing.assert_array_equal(*(draws.todense() for draws in found))
+    else:
+        pd.testing.assert_frame_equal(*found)
+
+
+@pytest.mark.parametrize("cells", [np.arange(200) < 20, np.arange(20) - 200])
+def test_a_mask_and_positions_from_the_end_name_cells_for_importance_weights(variational, cells):
+    options = {"n_samples_overall": 50, "weights": "importance", "return_numpy": True}
+    draws = []
+    for indices in (cells, np.arange(20)):
+        scvi.settings.seed = 0
+        draws.append(variational.get_normalized_expression(indices=indices, **options))
+    np.testing.assert_allclose(*draws, rtol=1e-5)

@@ -267,7 +267,7 @@ def test_cells_of_backed_data_come_in_the_order_asked_for(adata, tmp_path):
     for part in (adata[:120], adata[120:]):
         part.copy().write_h5ad(tmp_path / f"{part.n_obs}.h5ad")
     files = [ad.read_h5ad(tmp_path / f"{n}.h5ad", backed="r") for n in (120, 80)]
-    cells = np.array([190, 3, 150, 1, 3])
+    cells = np.array([190, 3, 150, -1, 1, 3])
     collection = CollectionAdapter(AnnCollection(files))
     for data_, layer in ((files[0], None), (collection, "counts")):
         DisentangleModel.setup_anndata(data_, "batch", layer, labels_key="celltype")

@@ -342,3 +342,9 @@ def test_weights_of_another_width_of_the_encoder_of_z_nio_are_taken_as_they_are(
     narrow.load_state_dict(wide.state_dict())
     for module in (narrow, copy.deepcopy(narrow)):
         torch.testing.assert_close(module(tensors)[0]["z_nio"], wide(tensors)[0]["z_nio"])
+
+
+def test_a_variational_code_has_no_axes():
+    assert make(kl_weight_bio=0.1).axes is None
+    with pytest.raises(InputError, match=r"axes=True is not for.*kl_weight_bio=0\.1"):
+        make(kl_weight_bio=0.1, axes=True)

@@ -9,6 +9,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
@@ -411,3 +412,18 @@ def test_two_processes_that_save_to_one_place_leave_a_whole_model(saved, model, 
         loaded.get_latent_representation(), model.get_latent_representation()
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one place"]
+
+
+def test_saving_data_that_stay_on_disk_leaves_them_where_they_are(model, tmp_path):
+    model.adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    DisentangleModel.setup_anndata(backed, batch_key="batch")
+    trained = DisentangleModel(backed, n_hidden=8)
+    trained.train(1, enable_progress_bar=False)
+    expected = codes(trained)
+    for folder in ("first", "second"):
+        trained.save(tmp_path / folder, save_anndata=True)
+        assert backed.filename == tmp_path / "cells.h5ad"
+        np.testing.assert_array_equal(codes(trained), expected)
+        np.testing.assert_array_equal(codes(DisentangleModel.load(tmp_path / folder)), expected)
+    np.testing.assert_array_equal(backed.to_memory().X.toarray(), model.adata.X.toarray())

@@ -276,3 +276,12 @@ def test_a_compiled_step_is_one_graph_that_schedules_do_not_compile_again(monkey
         assert not counters["graph_break"]
         graphs.append(counters["stats"]["unique_graphs"])
     assert 0 < graphs[0] == graphs[1]
+
+
+@pytest.mark.parametrize("n_validating", [0, 20])
+def test_cells_that_validate_are_those_that_were_named(n_validating):
+    cells = np.arange(200)
+    split = [cells[: 180 - n_validating], cells[180 - n_validating : 180], cells[180:]]
+    model = fit(2, datasplitter_kwargs={"external_indexing": split})
+    np.testing.assert_array_equal(model.validation_indices, split[1])
+    assert ("validation_loss" in model.history) == (n_validating > 0)

@@ -19,7 +19,7 @@ from scvi.model.base._de_core import _de_core
 from ._errors import InputError, check_options, check_positive, did_you_mean, name_some
 from ._likelihoods import COUNT_LIKELIHOODS
 from ._registration import measurements
-from ._validation import check_column
+from ._validation import check_column, positions
 
 OVERDISPERSED = ("nb", "zinb")
 
@@ -84,6 +84,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             self._require_likelihood("weights='importance'", OVERDISPERSED)
             self._require_posterior("weights='importance'")
         cells = self.adata if adata is None else adata
+        if indices is not None and cells is not None:
+            kwargs["indices"] = indices = positions(indices, cells.n_obs)
         if not isinstance(cells, MuData):
             return super().get_normalized_expression(**kwargs)
         chosen = self._positions_in_modality(cells, kwargs.pop("gene_list", None))
@@ -96,7 +98,14 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         return pd.DataFrame(expression, index=index, columns=names)
 
     def posterior_predictive_sample(
-        self, adata=None, indices=None, transform_batch=None, gene_list=None, **kwargs
+        self,
+        adata=None,
+        indices=None,
+        transform_batch=None,
+        n_samples: int = 1,
+        gene_list=None,
+        *args,
+        **kwargs,
     ):
         """Draws of new values for each cell, as by scvi-tools.
 
@@ -107,10 +116,12 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         transform_batch
             As there. Of several batches it is the mean of a draw in each, which varies less than a
             draw, and need not be whole.
+        n_samples
+            Draws for each cell.
         gene_list
             Genes to take, all if ``None``.
-        **kwargs
-            ``n_samples``, ``batch_size``, ``dataloader``, ``silent``.
+        *args, **kwargs
+            ``batch_size``, ``dataloader``, ``silent``, as in scvi-tools.
 
         Returns
         -------
@@ -123,20 +134,20 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             adata,
             indices,
             self._batches(transform_batch),
-            gene_list=None if in_modality else gene_list,
+            n_samples,
+            None if in_modality else gene_list,
+            *args,
             **kwargs,
         )
         return draws[:, self._positions_in_modality(cells, gene_list)] if in_modality else draws
 
-    def get_feature_correlation_matrix(self, *args, transform_batch=None, **kwargs):
+    def get_feature_correlation_matrix(self, *args, **kwargs):
         """Correlation of genes over denoised draws, as by scvi-tools, for ``"nb"`` and ``"zinb"``.
 
         Parameters
         ----------
         *args, **kwargs
-            As in scvi-tools.
-        transform_batch
-            As for :meth:`get_normalized_expression`.
+            As in scvi-tools; ``transform_batch`` as for :meth:`get_normalized_expression`.
         """
         self._require_likelihood("get_feature_correlation_matrix", OVERDISPERSED)
         if isinstance(self.adata, MuData):
@@ -144,9 +155,9 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
                 "get_feature_correlation_matrix takes no MuData. Make the model with the AnnData "
                 "of its modality."
             )
-        return super().get_feature_correlation_matrix(
-            *args, transform_batch=self._batches(transform_batch), **kwargs
-        )
+        correlate = super().get_feature_correlation_matrix
+        asked = inspect.signature(correlate).bind(*args, **kwargs).arguments
+        return correlate(**asked | {"transform_batch": self._batches(asked.get("transform_batch"))})
 
     def get_likelihood_parameters(self, *args, **kwargs) -> dict[str, np.ndarray]:
         """Parameters of the likelihood in each cell, as by scvi-tools, for ``"nb"`` and ``"zinb"``.
@@ -164,7 +175,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         self._require_likelihood("get_likelihood_parameters", OVERDISPERSED)
         return super().get_likelihood_parameters(*args, **kwargs)
 
-    def differential_expression(self, adata=None, *args, mode: str = "vanilla", **kwargs):
+    def differential_expression(self, adata=None, *args, **kwargs):
         """Compare groups of cells gene by gene, as by scvi-tools' method of this name.
 
         For ``gene_likelihood="mse"`` and ``"normal"``, the change of ``mode="change"`` is the
@@ -175,10 +186,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         adata
             As for :meth:`get_latent_representation`.
         *args, **kwargs
-            ``groupby``, ``group1``, ``group2``, ``batch_correction``, ``delta``, … as in
-            scvi-tools.
-        mode
-            ``"vanilla"`` or ``"change"``.
+            ``groupby``, ``group1``, ``group2``, ``mode`` (``"vanilla"`` or ``"change"``),
+            ``batch_correction``, ``delta``, … as in scvi-tools.
 
         Returns
         -------
@@ -189,21 +198,22 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         InputError
             If ``groupby`` is no column of ``.obs``, or has no cells of a group.
         """
-        if mode == "change" and self.module.gene_likelihood not in COUNT_LIKELIHOODS:
+        compare = super().differential_expression
+        asked = inspect.signature(compare).bind(adata, *args, **kwargs)
+        asked.apply_defaults()
+        options = asked.arguments
+        if options["mode"] == "change" and self.module.gene_likelihood not in COUNT_LIKELIHOODS:
             unit = np.log(2) if self.module.log_normalize else 1.0
 
             def change(x, y, pseudocounts=0.0):
                 return (x - y) / unit
 
-            kwargs = {"change_fn": change, "pseudocounts": 0.0, **kwargs}
-        compare = super().differential_expression
-        asked = inspect.signature(compare).bind(adata, *args, mode=mode, **kwargs)
-        asked.apply_defaults()
+            options["kwargs"] = {"change_fn": change, "pseudocounts": 0.0, **options["kwargs"]}
         cells = self.adata if adata is None else adata
-        _check_groups(cells, *(asked.arguments[name] for name in ("groupby", "group1", "group2")))
+        _check_groups(cells, *(options[name] for name in ("groupby", "group1", "group2")))
         if not isinstance(cells, MuData):
-            return compare(adata, *args, mode=mode, **kwargs)
-        return self._compare_in_modality(**asked.arguments)
+            return compare(*asked.args, **asked.kwargs)
+        return self._compare_in_modality(**options)
 
     def _compare_in_modality(
         self,

@@ -177,7 +177,8 @@ class DisentangleModule(
         ``None`` is a sphere where ``z_bio`` is not variational and has more than two dimensions.
     axes
         Whether, after training, the axes along which cells differ most are made longer. ``None``
-        does where ``z_bio`` is on a sphere and not variational, and there are no labels.
+        does where ``z_bio`` is on a sphere and not variational, and there are no labels. Of a
+        variational ``z_bio`` it cannot.
     alignment
         Whether, out of training, ``z_bio`` is moved by the shifts between batches that
         :class:`~scdisentangle.DisentangleModel` finds within clusters after training.
@@ -329,6 +330,12 @@ class DisentangleModule(
         )
         if axes is None:
             axes = spherical and kl_weight_bio == 0 and n_labels == 1
+        elif axes and kl_weight_bio > 0:
+            raise InputError(
+                f"axes=True is not for a variational z_bio (kl_weight_bio={kl_weight_bio}): the "
+                "posterior of each dimension on its own would be none along the axes. Leave axes "
+                "out."
+            )
         self.axes = Axes(n_latent_bio, default_power_of_axes(code_loss)) if axes else None
         self.disentanglement = build_objectives(
             objective, n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_batch=n_batch

@@ -104,6 +104,8 @@ class SavingMixin:
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = aside(folder)
+        on_disk = getattr(self.adata, "file", None)
+        source = None if on_disk is None else on_disk.filename
         try:
             _save(super().save, partial, prefix=prefix, save_anndata=save_anndata, **kwargs)
             flush(partial)
@@ -112,6 +114,8 @@ class SavingMixin:
             raise OSError(f"{folder} could not be written: {error}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            if source is not None:  # anndata points at what it wrote
+                on_disk.filename = source
 
     @classmethod
     def load(

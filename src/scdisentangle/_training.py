@@ -93,7 +93,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                     stacklevel=settings.warnings_stacklevel,
                 )
             watches_validation = (plan_kwargs or {}).get("reduce_lr_on_plateau")
-            if n_obs * (1 - (train_size or 0.9)) >= 1 and kwargs.get("validation_size") != 0:
+            if _some_validate(n_obs, train_size, kwargs):
                 kwargs.setdefault("check_val_every_n_epoch", 1)
             elif watches_validation and kwargs.get("datamodule") is None:
                 raise InputError(
@@ -251,6 +251,13 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if train_size is not None:
             check_share(train_size=train_size)
             check_positive(train_size=train_size)
+
+
+def _some_validate(n_obs: int, train_size: float | None, options: Mapping) -> bool:
+    splits = (options.get("datasplitter_kwargs") or {}).get("external_indexing")
+    if splits is not None:
+        return len(splits) > 1 and splits[1] is not None and len(splits[1]) > 0
+    return n_obs * (1 - (train_size or 0.9)) >= 1 and options.get("validation_size") != 0
 
 
 def default_max_epochs(n_obs: int) -> int:

@@ -204,7 +204,7 @@ def check_kind(adata: AnnData, layer: str | None, kind: ValueKind) -> None:
 
 
 def positions(indices: Sequence[int] | Sequence[bool] | None, n_obs: int) -> np.ndarray:
-    """The cells that positions or a mask ask for, all if ``None``.
+    """The cells that positions, also from the end, or a mask ask for; all if ``None``.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def positions(indices: Sequence[int] | Sequence[bool] | None, n_obs: int) -> np.
         raise InputError("indices name no cells.")
     if len(outside := cells[(cells < -n_obs) | (cells >= n_obs)]):
         raise InputError(f"indices name cells {name_some(outside)}, of {n_obs} cells.")
-    return cells
+    return cells % n_obs
 
 
 def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:

@@ -27,3 +27,10 @@ def test_axes_and_errors(effect):
     assert pl.batch_effect(effect, ax=given, show=False) is given
     with pytest.raises(InputError, match="n_genes=0 must be a number above zero"):
         pl.batch_effect(effect, n_genes=0, show=False)
+
+
+def test_genes_of_one_name_are_genes_of_their_own(effect):
+    effect.index = ["g", "g", "h", "h", "k", "k"]
+    ax = pl.batch_effect(effect, n_genes=2, show=False)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["g", "g", "h", "k"]
+    np.testing.assert_array_equal(ax.images[0].get_array(), effect.iloc[[0, 1, 3, 4]])

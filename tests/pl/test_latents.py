@@ -183,3 +183,16 @@ def test_one_axes_for_several_panels(adata):
     _, ax = plt.subplots()
     with pytest.raises(InputError, match="1 x 3 were asked for"):
         pl.latents(adata, "batch", ax=ax, show=False)
+
+
+@pytest.mark.parametrize(
+    "values", [pd.date_range("2020-01-01", periods=3), np.float32([0.1, 1.3, 2.5]), [True, 3, "a"]]
+)
+def test_categories_that_are_no_words_have_their_colors(adata, values):
+    adata.obs["kind"] = pd.Categorical.from_codes(np.arange(90) % 3, pd.Index(values))
+    ax = pl.latents(adata, "kind", use_rep="X_pca", show=False)[0, 0]
+    colors = list(legend(ax).values())
+    position = {tuple(xy): i % 3 for i, xy in enumerate(adata.obsm["X_pca_umap"])}
+    (collection,) = ax.collections
+    for xy, color in zip(collection.get_offsets(), collection.get_facecolors(), strict=True):
+        assert to_hex(color) == colors[position[tuple(xy)]]

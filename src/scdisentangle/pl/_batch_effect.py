@@ -86,11 +86,11 @@ def batch_effect(
 
 def _moved_most(effect: pd.DataFrame, n_genes: int) -> pd.DataFrame:
     """Rows of the genes that each batch moves more than any other, the strongest first."""
-    size = effect.abs()
-    mover = size.to_numpy().argmax(axis=1)
-    genes = []
-    for number, batch in enumerate(effect.columns):
-        own = size.loc[mover == number, batch]
-        strongest = own.sort_values(ascending=False, kind="stable").index[:n_genes]
-        genes += list(effect.loc[strongest, batch].sort_values(ascending=False).index)
-    return effect.loc[genes]
+    values = effect.to_numpy()
+    mover = np.abs(values).argmax(axis=1)
+    rows = []
+    for number, moved in enumerate(values.T):
+        own = np.flatnonzero(mover == number)
+        strongest = own[np.argsort(-np.abs(moved[own]), kind="stable")[:n_genes]]
+        rows += list(strongest[np.argsort(-moved[strongest], kind="stable")])
+    return effect.iloc[rows]

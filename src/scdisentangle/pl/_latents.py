@@ -154,7 +154,7 @@ def _scatter(
         points = {"c": values.to_numpy()[order], "cmap": "viridis"}
     else:
         palette = category_colors(adata, key)
-        points = {"c": [palette[value] for value in values.astype(str).to_numpy()[order]]}
+        points = {"c": [palette[str(value)] for value in values.astype("category").array[order]]}
     ax.scatter(*layout[order].T, **points, **style)
     ax.set(xticks=[], yticks=[])
     ax.spines[["top", "right"]].set_visible(False)
