@@ -611,3 +611,14 @@ def test_a_mask_and_positions_from_the_end_name_cells_for_importance_weights(var
         scvi.settings.seed = 0
         draws.append(variational.get_normalized_expression(indices=indices, **options))
     np.testing.assert_allclose(*draws, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batches", ["batch_9", ["batch_0", "batch_9"]])
+def test_a_batch_that_is_none_of_the_models_is_told(model, batches):
+    with pytest.raises(InputError, match="transform_batch='batch_9' is no batch.*batch_2"):
+        model.get_normalized_expression(transform_batch=batches)
+
+
+def test_a_group_without_its_column_is_told(model):
+    with pytest.raises(InputError, match="group1='type_0' needs groupby="):
+        model.differential_expression(group1="type_0")

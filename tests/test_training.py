@@ -18,6 +18,7 @@ from torch._dynamo.utils import counters
 
 from scdisentangle import (
     DisentangleModel,
+    InputError,
     _input_noise,
     _likelihoods,
     data,
@@ -285,3 +286,20 @@ def test_cells_that_validate_are_those_that_were_named(n_validating):
     model = fit(2, datasplitter_kwargs={"external_indexing": split})
     np.testing.assert_array_equal(model.validation_indices, split[1])
     assert ("validation_loss" in model.history) == (n_validating > 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("lr", r"of the training plan: plan_kwargs=\{'lr': \.\.\.\}"),
+        ("lambda_dis", r"of the model: DisentangleModel\(adata, lambda_dis=\.\.\.\)"),
+        ("early_stoping", "Did you mean 'early_stopping'"),
+        ("epochs", "'max_epochs'"),
+    ],
+)
+def test_an_option_that_train_does_not_have_is_told_where_it_belongs(option, message):
+    model = fit(1)
+    weights = {name: value.clone() for name, value in model.module.state_dict().items()}
+    with pytest.raises(InputError, match=f"'{option}' is no option of train.*{message}"):
+        model.train(1, **{option: 1})
+    assert all(value.equal(weights[name]) for name, value in model.module.state_dict().items())

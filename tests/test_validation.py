@@ -497,3 +497,33 @@ def test_one_name_for_the_dimensions_of_z_bio():
     assert DisentangleModel(adata, n_latent=7).module.encoder.bio_head.mean.out_features == 7
     with pytest.raises(InputError, match="n_latent=7 is another name of n_latent_bio=5"):
         DisentangleModel(adata, n_latent_bio=5, n_latent=7)
+
+
+def test_a_measurement_that_is_named_as_batch_is_told():
+    adata = make()
+    adata.obs["score"] = np.random.default_rng(0).normal(size=adata.n_obs)
+    with pytest.warns(UserWarning, match="40 of 40 batches have a single cell.*'score'"):
+        DisentangleModel.setup_anndata(adata, batch_key="score")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_counts_in_raw_are_told_of(held):
+    adata = make()
+    logarithms = np.log1p(adata.X)
+    if not held:
+        adata.X = logarithms
+    adata.raw = adata.copy()
+    adata.X = logarithms
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        DisentangleModel(adata)
+    assert any("adata.raw may" in str(warning.message) for warning in told) == held
+
+
+def test_of_bad_values_the_first_are_named_and_that_there_are_more():
+    x = make().X.copy()
+    x[[1, 2, 4, 5, 6], 3] = np.nan
+    message = r"in cells 'cell1', 'cell2', 'cell4' and more and genes 'gene3'\."
+    with pytest.raises(InputError, match=message):
+        DisentangleModel.setup_anndata(make(x=x), batch_key="batch")

@@ -328,6 +328,13 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
                 "transform_batch=[] names no batch. Name some, or take 'all', or None for each "
                 "cell's own."
             )
+        known = list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
+        for batch in [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch:
+            if batch is not None and batch not in known:
+                raise InputError(
+                    f"transform_batch={batch!r} is no batch of the model. "
+                    f"{did_you_mean(str(batch), map(str, known))}"
+                )
         return transform_batch
 
     def _require_likelihood(self, what: str, likelihoods: Sequence[str]) -> None:
@@ -364,6 +371,10 @@ def _options_of_expression() -> set[str]:
 
 def _check_groups(cells: AnnData | MuData, groupby, group1, group2) -> None:
     """Check that the groups to compare, where they are named by a column, have cells."""
+    if groupby is None and group1 is not None:
+        raise InputError(
+            f"group1={group1!r} needs groupby=, the column of adata.obs that it is a group of."
+        )
     if not isinstance(groupby, str):
         return
     check_column(cells, "groupby", groupby)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.utilities import rank_zero_only
 from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.train import Trainer, TrainingPlan, TrainRunner
 
 from ._errors import InputError, NonFiniteError, check_count, check_positive, check_share
 from ._interruption import Begun, exit_as_asked, resume_arguments
@@ -215,6 +219,24 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             return None
         return np.sort(np.random.default_rng(0).choice(self.adata.n_obs, CELLS_TO_ALIGN, False))
 
+    def _check_names(self, options: Mapping) -> None:
+        trainer = (LightningTrainer, Trainer, TrainRunner, UnsupervisedTrainingMixin.train)
+        known = _arguments(*trainer)
+        others = {
+            "the training plan: plan_kwargs={{'{}': ...}}": (TrainingPlan, self._training_plan_cls),
+            "the model: DisentangleModel(adata, {}=...)": (self._module_cls,),
+        }
+        for name in options.keys() - known:
+            for place, classes in others.items():
+                if name in _arguments(*classes):
+                    raise InputError(f"'{name}' is no option of train, but of {place.format(name)}")
+            near = [f"'{other}'" for other in difflib.get_close_matches(name, known, n=2)]
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise InputError(
+                f"'{name}' is no option of train.{hint} Options are those of scvi-tools' train and "
+                "of scvi.train.Trainer."
+            )
+
     def _check_training(
         self,
         max_epochs: int | None,
@@ -223,6 +245,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         options: Mapping,
     ) -> None:
         """Refuse what :meth:`train` cannot do, before anything of the model changes."""
+        self._check_names(options)
         if self.adata is None and options.get("datamodule") is None:
             raise AttributeError(
                 "There is nothing to train on: pass datamodule=, or make the model with an AnnData."
@@ -251,6 +274,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if train_size is not None:
             check_share(train_size=train_size)
             check_positive(train_size=train_size)
+
+
+def _arguments(*functions: Callable) -> set[str]:
+    return {name for function in functions for name in inspect.signature(function).parameters}
 
 
 def _some_validate(n_obs: int, train_size: float | None, options: Mapping) -> bool:

@@ -15,6 +15,7 @@ from scvi.dataloaders import CollectionAdapter
 from ._errors import InputError, MissingKeyError, did_you_mean, name_some
 from ._values import (
     FIRST_ROWS,
+    NAMED_ENTRIES,
     ValueKind,
     begins_with_whole_counts,
     first_entries,
@@ -140,9 +141,8 @@ def check_values(adata: AnnData, layer: str | None) -> None:
     if bad is not None:
         cells, genes = bad
         raise InputError(
-            f"{where} holds NaN or infinite values, in cells {name_some(adata.obs_names[cells])} "
-            f"and genes {name_some(adata.var_names[genes])}. Remove these cells or genes, or "
-            "replace the values before setup_anndata."
+            f"{where} holds NaN or infinite values, in {_first(adata, cells, genes)}. "
+            "Remove these cells or genes, or replace the values before setup_anndata."
         )
 
 
@@ -242,6 +242,12 @@ def warn_of_batches(adata: AnnData, batch_key: str | None) -> None:
             "There is one batch only, so there is nothing to separate: z_bio is the code of a "
             "plain autoencoder. Name a column with several batches in batch_key=."
         )
+    elif len(sizes) > 10 and (sizes == 1).mean() > 0.5:
+        _warn(
+            f"{(sizes == 1).sum()} of {len(sizes)} batches have a single cell: is "
+            f"adata.obs['{batch_key}'] a measurement, and not a batch? A measurement is named in "
+            "continuous_covariate_keys=."
+        )
     elif (sizes == 1).any():
         _warn(
             f"Batches with a single cell: {name_some(sizes.index[sizes == 1])}. What is technical "
@@ -269,6 +275,12 @@ def warn_of_counts_elsewhere(adata: AnnData, layer: str | None) -> None:
     """Warn where the registered values are no counts, but those of a layer, or of ``.X``, are."""
     if type(adata) is CollectionAdapter:  # whose layers are looked at part by part only
         return
+    if _holds_counts_in_raw(adata):
+        _warn(
+            f"{_where(layer)} holds no counts, and is taken as already normalised, but adata.raw "
+            "may. If it holds the cells' raw counts, register them: adata.layers['counts'] = "
+            "adata.raw[:, adata.var_names].X, and layer='counts'."
+        )
     found = []
     for other in dict.fromkeys((None, *adata.layers)):
         values = matrix(adata, other)
@@ -283,6 +295,16 @@ def warn_of_counts_elsewhere(adata: AnnData, layer: str | None) -> None:
             f"{' and '.join(map(_where, found))} may. If one holds the cells' raw counts, register "
             f"that: layer={found[0]!r}."
         )
+
+
+def _holds_counts_in_raw(adata: AnnData) -> bool:
+    if adata.raw is None or not _is_of_numbers(adata.raw.X, kinds="iuf"):
+        return False
+    first = adata.raw.X[:FIRST_ROWS]
+    return (
+        first_entries(first, lambda x: x > 0) is not None
+        and first_entries(first, not_a_whole_count) is None
+    )
 
 
 def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:
@@ -360,7 +382,13 @@ def _no_counts(adata: AnnData, layer: str | None) -> str:
     """Where values are no counts, in words."""
     x = matrix(adata, layer)
     cells, genes = first_entries(x, is_negative) or first_entries(x, not_a_whole_count)
-    return (
-        f"{_where(layer)} has negative or non-integer values, in cells "
-        f"{name_some(adata.obs_names[cells])} and genes {name_some(adata.var_names[genes])}"
-    )
+    return f"{_where(layer)} has negative or non-integer values, in {_first(adata, cells, genes)}"
+
+
+def _first(adata: AnnData, cells: np.ndarray, genes: np.ndarray) -> str:
+    """The first of the cells and genes whose values are bad, of which there may be more."""
+    found = []
+    for names in (adata.obs_names[cells], adata.var_names[genes]):
+        more = " and more" if len(names) == NAMED_ENTRIES else ""
+        found.append(name_some(names[: NAMED_ENTRIES - 1]) + more)
+    return f"cells {found[0]} and genes {found[1]}"

@@ -97,6 +97,8 @@ def test_a_model_that_is_not_trained():
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     with pytest.raises(InputError, match="call model.train()"):
         pl.losses(DisentangleModel(adata), show=False)
+    with pytest.raises(InputError, match="or its history, not AnnData"):
+        pl.losses(adata, show=False)
 
 
 def test_in_axes_of_the_caller(model):

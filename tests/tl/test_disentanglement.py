@@ -197,6 +197,15 @@ def test_bad_input(model):
         adata.obs["same"] = value
         with pytest.raises(InputError, match=r"obs\['same'\] tells no two types apart"):
             reported(adata, "same")
+    adata.obs["own"] = np.arange(adata.n_obs).astype(str)
+    with pytest.raises(InputError, match=r"No value of adata.obs\['own'\] has 10 cells"):
+        reported(adata, "own")
+    with pytest.raises(InputError, match="or an AnnData with codes in obsm, not str"):
+        disentanglement_report("cells.h5ad", "batch")
+    without = adata.copy()
+    del without.obsm["X_disentangle_batch"]
+    with pytest.raises(InputError, match=r"'X_disentangle_batch' is not.*use_rep_batch=None"):
+        reported(without)
     without = adata.copy()
     del without.obsm["X_pca"]
     with pytest.raises(InputError, match="'X_pca' is not in adata.obsm.*unintegrated="):

@@ -75,7 +75,7 @@ def test_groups_too_small_are_left_out_and_named(adata):
     adata.obs["label"] = adata.obs["label"].astype(str)
     adata.obs.loc[(adata.obs["label"] == "c") & (adata.obs["batch"] == "y"), "label"] = "b"
     adata.obs.iloc[:7, 1] = "rare"
-    with pytest.warns(UserWarning, match="batch from z_bio within c; .*within rare"):
+    with pytest.warns(UserWarning, match="batch from z_bio within c', .*within rare"):
         table = tl.leakage(adata, "batch", "label")
     within = table[(table["code"] == "z_bio") & (table["target"] == "batch")]["within"]
     assert list(within) == ["all", "mean over labels", "a", "b"]

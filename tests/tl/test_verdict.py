@@ -161,7 +161,10 @@ def test_a_type_counts_as_shared_from_min_cells_in_two_batches():
     partly = judge(evidence(composition=[[10, 10, 10], [10, 10, 9]]))
     assert "1 of 3 types ('c') has enough cells in one batch only" in partly.words
     assert (partly.status, partly.score) == ("good", 1.0)
-    none = judge(evidence(composition=[[10, 9, 50], [9, 10, 0]]))
+    few = judge(evidence(composition=[[10, 9, 50], [9, 10, 0]]))
+    assert (few.status, few.score) == ("undecided", 0.0)
+    assert "No type has 10 cells in two batches, though 2 of 3 are in two or more" in few.words
+    none = judge(evidence(composition=[[10, 0, 50], [0, 10, 0]]))
     assert (none.status, none.score) == ("confounded", 0.0)
 
 

@@ -73,7 +73,10 @@ def losses(
     >>> axes = sd.pl.losses(model, show=False)
     """
     check_count(n_columns=n_columns)
+    given = type(history).__name__
     history = getattr(history, "history", history)
+    if not isinstance(history, Mapping | None):
+        raise InputError(f"Pass a trained DisentangleModel, or its history, not {given}.")
     panels = _panels(history or {})
     if not panels:
         raise InputError("The history is empty: call model.train() before drawing its losses.")

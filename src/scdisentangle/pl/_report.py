@@ -23,7 +23,13 @@ from ._words import CODES, COLORS
 if TYPE_CHECKING:
     from scdisentangle import DisentangleModel
 
-_STATUS = {"good": "#009E73", "fair": "#C7860A", "poor": "#D55E00", "confounded": "#8A2BA8"}
+_STATUS = {
+    "good": "#009E73",
+    "fair": "#C7860A",
+    "poor": "#D55E00",
+    "confounded": "#8A2BA8",
+    "undecided": "#8A2BA8",
+}
 _SIZES = {
     "reconstruction_share": ("share of the reconstruction", ".0%"),
     "effective_dimension": ("effective dimension", ".1f"),

@@ -15,11 +15,24 @@ from scdisentangle._validation import check_is_anndata
 from ._probes import N_FOLDS
 from ._questions import is_of_a_table
 
+_MADE_BY = {
+    "X_pca": "scdisentangle.pp.pca(adata) makes it; or name other codes.",
+    "X_disentangle": (
+        "Put model.get_latent_representation() there, or name the codes that there are in use_rep=."
+    ),
+    "X_disentangle_batch": (
+        "Put model.get_latent_representation(representation='batch') there, or leave it out "
+        "(use_rep_batch=None) if there is no such code."
+    ),
+}
+"""Where the codes come from whose keys are defaults."""
 
-def check_is_model(model: object) -> None:
+
+def check_is_model(model: object, otherwise: str = "") -> None:
     """Raise :class:`InputError` for what is no model of ours, or holds no cells."""
     if not isinstance(model, DisentangleModel):
-        raise InputError(f"Pass a trained DisentangleModel, not {type(model).__name__}.")
+        wanted = ", ".join(["Pass a trained DisentangleModel", *filter(None, [otherwise])])
+        raise InputError(f"{wanted}, not {type(model).__name__}.")
     if model.adata is None:
         raise InputError(
             "The model was made from a registry and holds no cells: put its codes into the obsm "
@@ -29,6 +42,11 @@ def check_is_model(model: object) -> None:
 
 def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     """Raise :class:`InputError` for the first key that ``adata.obs`` lacks; `None` is no key."""
+    if isinstance(adata, DisentangleModel):
+        raise InputError(
+            "Pass an AnnData with the model's codes in obsm, not the model: adata.obsm"
+            "['X_disentangle'] = model.get_latent_representation()"
+        )
     check_is_anndata(adata)
     _check(keys, adata.obs, "adata.obs")
 
@@ -76,4 +94,5 @@ def _check(keys: Iterable[str | None], known: Iterable[str], where: str) -> None
     known = [str(name) for name in known]
     for key in keys:
         if key is not None and key not in known:
-            raise InputError(f"'{key}' is not in {where}. {did_you_mean(str(key), known)}")
+            way_out = _MADE_BY.get(key) or did_you_mean(str(key), known)
+            raise InputError(f"'{key}' is not in {where}. {way_out}")

@@ -66,7 +66,8 @@ def disentanglement_report(
     The score is 1 minus the worst of three: the batch that z_bio gives away within labels, the
     biology that z_nio gives away within batches, and the biology that z_bio has lost since before
     integration, each from 0 (by luck) to 1. It is ``good`` from 0.85, ``fair`` from 0.5, else
-    ``poor``; where no label is shared between batches it is 0 and ``confounded``.
+    ``poor``. It is 0 and ``confounded`` where no label is shared between batches, and
+    ``undecided`` where none has enough cells in two.
 
     Parameters
     ----------
@@ -177,7 +178,7 @@ def _codes(
         return model_or_adata, {
             code: finite_codes(model_or_adata, key) for code, key in keys.items() if key is not None
         }
-    check_is_model(model_or_adata)
+    check_is_model(model_or_adata, "or an AnnData with codes in obsm")
     representations = {"z_bio": "bio", "z_nio": "batch"}
     return model_or_adata.adata, {
         code: model_or_adata.get_latent_representation(representation=name)
@@ -226,6 +227,13 @@ def _check(
             f"adata.obs['{label_key}'] tells no two types apart, so that nothing can be said of "
             "the biology: name another label_key, or none, and clusters are looked at."
         )
+    if label_key is not None:
+        largest = adata.obs.groupby([batch_key, label_key], observed=True).size().max()
+        if not largest >= min_cells:
+            raise InputError(
+                f"No value of adata.obs['{label_key}'] has {min_cells} cells in one batch: is it a "
+                "column of cell types? Merge fine types, or pass a smaller min_cells."
+            )
     needed = min_cells if label_key is not None else 2 * min_cells  # to find clusters in
     if (adata.obs[batch_key].value_counts() >= needed).sum() < 2:
         raise InputError(

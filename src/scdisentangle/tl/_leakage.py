@@ -5,6 +5,8 @@ import warnings
 import anndata as ad
 import pandas as pd
 
+from scdisentangle._errors import name_some
+
 from ._checks import check_groups, check_min_cells, check_obs, check_obsm, finite_codes
 from ._questions import Question, answers_table, ask
 
@@ -113,7 +115,7 @@ def leakage(
     if left_out:
         warnings.warn(
             f"Leakage left out where fewer than two classes have {min_cells} cells: "
-            + "; ".join(left_out)
+            + name_some(left_out)
             + ".",
             stacklevel=2,
         )

@@ -40,7 +40,8 @@ class DisentanglementReport:
         `chance` (one over the number of classes), `luck` and `upper` (mean and 95 % quantile of the
         permuted values), `p_value`, `probe`, `logistic`, `neighbors`, `n_cells`, `n_classes`.
     status
-        ``"good"``, ``"fair"``, ``"poor"`` or ``"confounded"``.
+        ``"good"``, ``"fair"`` or ``"poor"``; ``"confounded"`` where no type is in two batches, and
+        ``"undecided"`` where none has enough cells in two.
     score
         From 0 to 1: 1 minus the largest of the severities.
     verdict

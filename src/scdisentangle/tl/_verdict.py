@@ -14,6 +14,8 @@ from ._questions import ALL, MEAN_OVER, of_groups
 
 GOOD, FAIR = 0.85, 0.5
 """Scores from which a disentanglement is called good, and fair."""
+UNJUDGED = ("confounded", "undecided")
+"""Problems that leave nothing else to be said, and so are the status."""
 _NOTICED = 1.0 - GOOD
 _SIGNIFICANT = 0.05
 _STRUCTURE = 0.2
@@ -73,8 +75,8 @@ def judge(evidence: Evidence) -> Verdict:
     ]
     findings.sort(key=lambda finding: -finding.severity)
     score = 1.0 - max((finding.severity for finding in findings), default=0.0)
-    if findings and findings[0].problem == "confounded":
-        status = "confounded"
+    if findings and findings[0].problem in UNJUDGED:
+        status = findings[0].problem
     else:
         status = "good" if score >= GOOD else "fair" if score >= FAIR else "poor"
     noticed = [finding for finding in findings if finding.words]
@@ -121,11 +123,21 @@ def _separable(evidence: Evidence) -> Finding | None:
             f"{'has' if len(apart) == 1 else 'have'} enough cells in one batch only: whether z_bio "
             "holds their batch cannot be told.",
         )
+    in_two = (evidence.composition > 0).sum(axis=0) >= 2
+    if evidence.labelled and in_two.any():
+        return Finding(
+            "undecided",
+            1.0,
+            f"No type has {evidence.min_cells} cells in two batches, though {in_two.sum()} of "
+            f"{len(in_two)} are in two or more: too few cells to tell the batch from the biology.",
+            "Merge fine types into coarser ones, pass a smaller min_cells, or check that label_key "
+            "is a column of types.",
+        )
     if evidence.labelled:
         return Finding(
             "confounded",
             1.0,
-            "Batch and biology are confounded: no type has enough cells in two batches. What "
+            "Batch and biology are confounded: no type is in two batches. What "
             "differs between batches may be either, and no method can tell them apart.",
             "Add a batch that shares types with the others, or name as batch_key what is technical "
             "and not the condition.",
