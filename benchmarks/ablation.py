@@ -10,7 +10,6 @@ stopped), the medians over seeds as the tables of the user guide, and the figure
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +21,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ablation.csv"
 CELLS = 1000
 EQUAL = {"n_latent_bio": 16, "n_latent_nio": 16}
-BESIDE = 0.05
-"""Distance from the default, in the figure, from which a point has its number."""
 
 
 def only(objective: str, weight: float = 1.0, **options) -> dict:
@@ -82,7 +79,7 @@ VARIANTS: dict[str, tuple[dict, dict]] = {
     "no batch in the decoder": ({"batch_in_decoder": False}, {}),
 }
 PARTS = list(VARIANTS)[: list(VARIANTS).index("mse")]
-"""What the model is made of: drawn larger, and run on sets of other tissues too."""
+"""What the model is made of: run on sets of other tissues too."""
 
 COLUMNS = {
     "Total": "Total",
@@ -92,6 +89,7 @@ COLUMNS = {
     "type from z_nio within batches": "type in z_nio",
     "train_s": "seconds",
 }
+SCORES = {"Bio": "bio conservation", "Batch": "batch correction"}
 MEANS = {
     "Total": "Total",
     "Total (no silhouette)": "without silhouettes",
@@ -178,26 +176,26 @@ def table_of_parts(results: pd.DataFrame) -> str:
 
 
 def figure(medians: pd.DataFrame, path: Path) -> None:
-    """Batch correction against bio conservation, a point for each variant.
-
-    Those of :data:`PARTS` have a number, and those that are not beside the default.
-    """
+    """Bio conservation and batch correction, a row for each variant, lines at the default's."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(SETS), figsize=(15, 6), layout="constrained")
-    for ax, name in zip(axes, SETS, strict=True):
-        x, y = medians["Batch", name], medians["Bio", name]
-        for i, (variant, row) in enumerate(zip(medians.index, zip(x, y, strict=True), strict=True)):
-            special = variant in PARTS
-            ax.scatter(*row, s=60 if special else 25, color="#D55E00" if special else "#0072B2")
-            away = math.dist(row, (x["default"], y["default"])) > BESIDE
-            if special or away:
-                ax.annotate(str(i), row, xytext=(3, 3), textcoords="offset points", fontsize=7)
-        ax.set(title=name, xlabel="Batch correction", ylabel="Bio conservation")
-        ax.spines[["top", "right"]].set_visible(False)
-    key = "\n".join(f"{i}  {variant}" for i, variant in enumerate(medians.index))
-    fig.text(1.01, 0.5, key, va="center", fontsize=7)
-    fig.savefig(path, dpi=110, bbox_inches="tight")
+    rows = range(len(medians))
+    size = (11, 1.2 + 0.21 * len(medians))
+    fig, axes = plt.subplots(1, len(SETS), sharey=True, figsize=size, layout="constrained")
+    for ax, of_set in zip(axes, SETS, strict=True):
+        for score, color in (("Bio", "#0072B2"), ("Batch", "#E69F00")):
+            values = medians[score, of_set]
+            ax.scatter(values, rows, s=22, color=color, label=SCORES[score], zorder=3)
+            ax.axvline(values["default"], color=color, linewidth=1, alpha=0.5)
+        ax.axhline(medians.index.isin(PARTS).sum() - 0.5, color="0.7", linewidth=0.8, linestyle=":")
+        ax.hlines(rows, *ax.get_xlim(), color="0.93", linewidth=0.8, zorder=0)
+        ax.set_title(of_set)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(rows, medians.index, size=7)
+    axes[0].set_ylim(len(medians) - 0.5, -0.5)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    fig.savefig(path, dpi=110)
 
 
 def main() -> None:

@@ -186,7 +186,17 @@ SCORES = {
     "Batch correction": "batch",
     "macro F1": "macro F1",
 }
-MARKERS = "osD^v<>Pp*"
+COLORS = (
+    "#D55E00",
+    "#707070",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#C7B60A",
+    "#000000",
+    "#8A2BA8",
+)
 LEAKED = "batch from z_bio within types"
 OF_NIO = ("type from z_nio within batches", "batch from z_nio")
 
@@ -383,7 +393,7 @@ def figure(results: pd.DataFrame, methods: Sequence[str], path: Path) -> None:
     fig, axes = plt.subplots(1, len(SETS), figsize=(13, 4.6), layout="constrained")
     points = {}
     for ax, name in zip(axes, SETS, strict=True):
-        for method, marker in zip(methods, MARKERS, strict=False):
+        for method, color in zip(methods, COLORS, strict=False):
             rows = results[(results["set"] == name) & (results["variant"] == method)]
             if rows.empty:
                 continue
@@ -394,11 +404,10 @@ def figure(results: pd.DataFrame, methods: Sequence[str], path: Path) -> None:
                 *middle,
                 xerr=reach[:1].T,
                 yerr=reach[1:].T,
-                fmt=marker,
+                fmt="o",
                 ms=10 if method == "ours" else 6,
-                color="#D55E00" if method == "ours" else "#0072B2",
-                mfc=None if method == "ours" else "white",
-                capsize=2,
+                color=color,
+                elinewidth=0.8,
             )
         ax.set(title=name, xlabel="Batch correction")
         ax.spines[["top", "right"]].set_visible(False)
