@@ -381,9 +381,10 @@ def test_arguments_by_position_are_checked_too(model):
     genes = ["gene_1", "gene_3"]
     with pytest.raises(InputError, match="library_size=-3"):
         model.get_normalized_expression(None, None, None, None, -3)
-    for call in (model.get_normalized_expression, model.posterior_predictive_sample):
+    before = {model.get_normalized_expression: (), model.posterior_predictive_sample: (1,)}
+    for call, n_samples in before.items():
         with pytest.raises(InputError, match="1 genes that the model does not know: 'nope'"):
-            call(None, None, None, ["nope", "gene_1"])
+            call(None, None, None, *n_samples, ["nope", "gene_1"])
         with pytest.raises(InputError, match=r"must be a list of genes: \['gene_3'\]"):
             call(gene_list="gene_3")
     by_position = model.get_normalized_expression(None, None, None, genes, 1e4)
