@@ -54,20 +54,26 @@ def scores(adata: ad.AnnData) -> dict[str, float]:
         row = scdisentangle.tl.integration_scores(
             adata, BATCH, LABEL, "X_disentangle", progress_bar=False
         ).iloc[0]
-        leakage = scdisentangle.tl.leakage(
-            adata,
-            BATCH,
-            LABEL,
-            use_rep_batch="X_disentangle_batch" if has_nio else None,
-            progress_bar=False,
+    return {**row, **leakage(adata, "X_disentangle_batch" if has_nio else None)}
+
+
+def leakage(adata: ad.AnnData, use_rep_batch: str | None = None) -> dict[str, float]:
+    """What probes read of the batch in ``X_disentangle``, and of both in z_nio if it is named."""
+    import scdisentangle
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = scdisentangle.tl.leakage(
+            adata, BATCH, LABEL, use_rep_batch=use_rep_batch, progress_bar=False
         ).set_index(["code", "target", "within"])
-    found = row.to_dict()
-    found["batch from z_bio within types"] = leakage.excess["z_bio", "batch", "mean over labels"]
-    if has_nio:
-        found["type from z_nio within batches"] = leakage.excess[
-            "z_nio", "label", "mean over batches"
-        ]
-        found["batch from z_nio"] = leakage.balanced_accuracy["z_nio", "batch", "all"]
+    found = {
+        "batch from z_bio within types": table.excess["z_bio", "batch", "mean over labels"],
+    }
+    if use_rep_batch is not None:
+        found |= {
+            "type from z_nio within batches": table.excess["z_nio", "label", "mean over batches"],
+            "batch from z_nio": table.balanced_accuracy["z_nio", "batch", "all"],
+        }
     return found
 
 

@@ -12,14 +12,13 @@ rows that are missing. Writes the table of the user guide.
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from common import BATCH, LABEL, SETS, load, markdown, one_thread, run_all
+from common import BATCH, LABEL, SETS, leakage, load, markdown, one_thread, run_all
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "unseen_cells.csv"
@@ -46,15 +45,8 @@ def split(adata: ad.AnnData, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
 
 def left_of_the_batch(model, adata: ad.AnnData) -> float:
     """What probes read of the batch in ``z_bio`` within types, above chance."""
-    import scdisentangle
-
     adata.obsm["X_disentangle"] = model.get_latent_representation(adata)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        table = scdisentangle.tl.leakage(
-            adata, BATCH, LABEL, use_rep_batch=None, progress_bar=False
-        )
-    return table.set_index(["target", "within"]).excess["batch", "mean over labels"]
+    return leakage(adata)["batch from z_bio within types"]
 
 
 def named_by_the_classifier(model, adata: ad.AnnData) -> np.ndarray:

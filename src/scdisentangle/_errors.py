@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
@@ -36,6 +37,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return hint + (f"Known: {', '.join(known)}." if known else "There are none.")
+
+
+def argument_names(*functions: Callable) -> set[str]:
+    """Names of the arguments that any of some functions, or classes, take."""
+    return {name for function in functions for name in inspect.signature(function).parameters}
 
 
 def check_options(given: Iterable[str], known: Iterable[str], what: str) -> None:

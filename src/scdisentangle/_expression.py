@@ -16,7 +16,14 @@ from scvi.model._utils import scrna_raw_counts_properties
 from scvi.model.base import RNASeqMixin, VAEMixin
 from scvi.model.base._de_core import _de_core
 
-from ._errors import InputError, check_options, check_positive, did_you_mean, name_some
+from ._errors import (
+    InputError,
+    argument_names,
+    check_options,
+    check_positive,
+    did_you_mean,
+    name_some,
+)
 from ._likelihoods import COUNT_LIKELIHOODS
 from ._registration import measurements
 from ._validation import check_column, positions
@@ -320,15 +327,14 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             )
 
     def _batches(self, transform_batch) -> Sequence | None:
+        known = list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
         if isinstance(transform_batch, str) and transform_batch == "all":
-            batches = list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
-            return ["all"] if "all" in batches else batches  # differential expression asks by name
+            return ["all"] if "all" in known else known  # differential expression asks by name
         if np.ndim(transform_batch) and len(transform_batch) == 0:
             raise InputError(
                 "transform_batch=[] names no batch. Name some, or take 'all', or None for each "
                 "cell's own."
             )
-        known = list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
         for batch in [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch:
             if batch is not None and batch not in known:
                 raise InputError(
@@ -366,7 +372,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
 def _options_of_expression() -> set[str]:
     """What ``get_normalized_expression`` takes, and its importance weights."""
     methods = (RNASeqMixin.get_normalized_expression, RNASeqMixin.get_importance_weights)
-    return {name for method in methods for name in inspect.signature(method).parameters}
+    return argument_names(*methods)
 
 
 def _check_groups(cells: AnnData | MuData, groupby, group1, group2) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 
 import numpy as np
@@ -17,7 +16,14 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.train import Trainer, TrainingPlan, TrainRunner
 
-from ._errors import InputError, NonFiniteError, check_count, check_positive, check_share
+from ._errors import (
+    InputError,
+    NonFiniteError,
+    argument_names,
+    check_count,
+    check_positive,
+    check_share,
+)
 from ._interruption import Begun, exit_as_asked, resume_arguments
 
 CELLS_TO_ALIGN = 10_000
@@ -221,14 +227,14 @@ class TrainingMixin(UnsupervisedTrainingMixin):
 
     def _check_names(self, options: Mapping) -> None:
         trainer = (LightningTrainer, Trainer, TrainRunner, UnsupervisedTrainingMixin.train)
-        known = _arguments(*trainer)
+        known = argument_names(*trainer)
         others = {
             "the training plan: plan_kwargs={{'{}': ...}}": (TrainingPlan, self._training_plan_cls),
             "the model: DisentangleModel(adata, {}=...)": (self._module_cls,),
         }
         for name in options.keys() - known:
             for place, classes in others.items():
-                if name in _arguments(*classes):
+                if name in argument_names(*classes):
                     raise InputError(f"'{name}' is no option of train, but of {place.format(name)}")
             near = [f"'{other}'" for other in difflib.get_close_matches(name, known, n=2)]
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -274,10 +280,6 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if train_size is not None:
             check_share(train_size=train_size)
             check_positive(train_size=train_size)
-
-
-def _arguments(*functions: Callable) -> set[str]:
-    return {name for function in functions for name in inspect.signature(function).parameters}
 
 
 def _some_validate(n_obs: int, train_size: float | None, options: Mapping) -> bool:

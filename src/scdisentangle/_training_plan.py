@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from functools import partial
 from numbers import Integral
@@ -17,6 +16,7 @@ from torch import Tensor
 from . import _schedules
 from ._epoch_log import EpochLogMixin
 from ._errors import (
+    argument_names,
     check_choice,
     check_count,
     check_not_negative,
@@ -111,9 +111,8 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         n_epochs_kl_warmup: int | None = None,
         **kwargs,
     ):
-        known = inspect.signature(TrainingPlan.__init__).parameters.keys()
-        own = inspect.signature(DisentangleTrainingPlan.__init__).parameters.keys()
-        known = (known | own) - {"self", "module", "kwargs", "loss_kwargs"}
+        known = argument_names(TrainingPlan, DisentangleTrainingPlan)
+        known -= {"module", "kwargs", "loss_kwargs"}
         check_options(kwargs, known, "plan_kwargs")
         check_choice("noise_schedule", noise_schedule, get_args(_schedules.NoiseSchedule))
         check_not_negative(noise_start=noise_start, noise_end=noise_end)

@@ -17,7 +17,6 @@ from ._values import (
     FIRST_ROWS,
     NAMED_ENTRIES,
     ValueKind,
-    begins_with_whole_counts,
     first_entries,
     is_negative,
     kind_of_values,
@@ -275,7 +274,7 @@ def warn_of_counts_elsewhere(adata: AnnData, layer: str | None) -> None:
     """Warn where the registered values are no counts, but those of a layer, or of ``.X``, are."""
     if type(adata) is CollectionAdapter:  # whose layers are looked at part by part only
         return
-    if _holds_counts_in_raw(adata):
+    if adata.raw is not None and _may_be_counts(adata.raw.X):
         _warn(
             f"{_where(layer)} holds no counts, and is taken as already normalised, but adata.raw "
             "may. If it holds the cells' raw counts, register them: adata.layers['counts'] = "
@@ -283,11 +282,7 @@ def warn_of_counts_elsewhere(adata: AnnData, layer: str | None) -> None:
         )
     found = []
     for other in dict.fromkeys((None, *adata.layers)):
-        values = matrix(adata, other)
-        if other == layer or values is None or not _is_of_numbers(values, kinds="iuf"):
-            continue
-        some = first_entries(values[:FIRST_ROWS], lambda x: x > 0) is not None
-        if some and begins_with_whole_counts(adata, other):
+        if other != layer and _may_be_counts(matrix(adata, other)):
             found.append(other)
     if found:
         _warn(
@@ -297,14 +292,13 @@ def warn_of_counts_elsewhere(adata: AnnData, layer: str | None) -> None:
         )
 
 
-def _holds_counts_in_raw(adata: AnnData) -> bool:
-    if adata.raw is None or not _is_of_numbers(adata.raw.X, kinds="iuf"):
+def _may_be_counts(values) -> bool:
+    """Whether some of the first values are above 0, and all of them are whole counts."""
+    if values is None or not _is_of_numbers(values, kinds="iuf"):
         return False
-    first = adata.raw.X[:FIRST_ROWS]
-    return (
-        first_entries(first, lambda x: x > 0) is not None
-        and first_entries(first, not_a_whole_count) is None
-    )
+    first = values[:FIRST_ROWS]
+    some = first_entries(first, lambda x: x > 0) is not None
+    return some and first_entries(first, not_a_whole_count) is None
 
 
 def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scdisentangle import InputError, pl, tl
+from scdisentangle import DisentangleModel, InputError, pl, tl
 from scdisentangle.data import simulated_codes
 
 N = 600
@@ -134,6 +134,10 @@ def test_what_is_handed_in_must_be_of_the_right_kind():
     adata = simulated_codes(100, n_types=3)
     with pytest.raises(InputError, match="of type int, and must be an AnnData"):
         tl.leakage(3, "batch")
+    model = object.__new__(DisentangleModel)
+    for ask in (lambda: tl.leakage(model, "batch"), lambda: tl.umap(model)):
+        with pytest.raises(InputError, match="with the model's codes in obsm, not the model"):
+            ask()
     with pytest.raises(InputError, match="Pass a trained DisentangleModel, not AnnData"):
         tl.batch_effect(adata)
     with pytest.raises(InputError, match="A table is no report"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import anndata as ad
 import numpy as np
@@ -28,11 +28,10 @@ _MADE_BY = {
 """Where the codes come from whose keys are defaults."""
 
 
-def check_is_model(model: object, otherwise: str = "") -> None:
+def check_is_model(model: object, wanted: str = "a trained DisentangleModel") -> None:
     """Raise :class:`InputError` for what is no model of ours, or holds no cells."""
     if not isinstance(model, DisentangleModel):
-        wanted = ", ".join(["Pass a trained DisentangleModel", *filter(None, [otherwise])])
-        raise InputError(f"{wanted}, not {type(model).__name__}.")
+        raise InputError(f"Pass {wanted}, not {type(model).__name__}.")
     if model.adata is None:
         raise InputError(
             "The model was made from a registry and holds no cells: put its codes into the obsm "
@@ -42,12 +41,7 @@ def check_is_model(model: object, otherwise: str = "") -> None:
 
 def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     """Raise :class:`InputError` for the first key that ``adata.obs`` lacks; `None` is no key."""
-    if isinstance(adata, DisentangleModel):
-        raise InputError(
-            "Pass an AnnData with the model's codes in obsm, not the model: adata.obsm"
-            "['X_disentangle'] = model.get_latent_representation()"
-        )
-    check_is_anndata(adata)
+    _check_holds_codes(adata)
     _check(keys, adata.obs, "adata.obs")
 
 
@@ -73,8 +67,8 @@ def check_min_cells(min_cells: int) -> None:
 
 def check_obsm(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     """Raise :class:`InputError` for the first key that ``adata.obsm`` lacks; `None` is no key."""
-    check_is_anndata(adata)
-    _check(keys, adata.obsm, "adata.obsm")
+    _check_holds_codes(adata)
+    _check(keys, adata.obsm, "adata.obsm", _MADE_BY)
 
 
 def finite_codes(adata: ad.AnnData, key: str) -> np.ndarray:
@@ -90,9 +84,23 @@ def finite_codes(adata: ad.AnnData, key: str) -> np.ndarray:
     return codes
 
 
-def _check(keys: Iterable[str | None], known: Iterable[str], where: str) -> None:
+def _check_holds_codes(adata: object) -> None:
+    if isinstance(adata, DisentangleModel):
+        raise InputError(
+            "Pass an AnnData with the model's codes in obsm, not the model: adata.obsm"
+            "['X_disentangle'] = model.get_latent_representation()"
+        )
+    check_is_anndata(adata)
+
+
+def _check(
+    keys: Iterable[str | None],
+    known: Iterable[str],
+    where: str,
+    made_by: Mapping[str, str] | None = None,
+) -> None:
     known = [str(name) for name in known]
     for key in keys:
         if key is not None and key not in known:
-            way_out = _MADE_BY.get(key) or did_you_mean(str(key), known)
+            way_out = (made_by or {}).get(key) or did_you_mean(str(key), known)
             raise InputError(f"'{key}' is not in {where}. {way_out}")

@@ -178,7 +178,7 @@ def _codes(
         return model_or_adata, {
             code: finite_codes(model_or_adata, key) for code, key in keys.items() if key is not None
         }
-    check_is_model(model_or_adata, "or an AnnData with codes in obsm")
+    check_is_model(model_or_adata, "a trained DisentangleModel, or an AnnData with codes in obsm")
     representations = {"z_bio": "bio", "z_nio": "batch"}
     return model_or_adata.adata, {
         code: model_or_adata.get_latent_representation(representation=name)
@@ -222,12 +222,12 @@ def _check(
             f"n_permutations={n_permutations} gives no p-value below 0.05; pass 20 or more."
         )
     check_groups(adata, batch_key, label_key)
-    if label_key is not None and adata.obs[label_key].nunique() < 2:
-        raise InputError(
-            f"adata.obs['{label_key}'] tells no two types apart, so that nothing can be said of "
-            "the biology: name another label_key, or none, and clusters are looked at."
-        )
     if label_key is not None:
+        if adata.obs[label_key].nunique() < 2:
+            raise InputError(
+                f"adata.obs['{label_key}'] tells no two types apart, so that nothing can be said "
+                "of the biology: name another label_key, or none, and clusters are looked at."
+            )
         largest = adata.obs.groupby([batch_key, label_key], observed=True).size().max()
         if not largest >= min_cells:
             raise InputError(
