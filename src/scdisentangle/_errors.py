@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
+from inspect import Parameter, signature
 from math import isfinite
 from numbers import Integral, Real
 
@@ -40,8 +40,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def argument_names(*functions: Callable) -> set[str]:
-    """Names of the arguments that any of some functions, or classes, take."""
-    return {name for function in functions for name in inspect.signature(function).parameters}
+    """Names of the arguments that any of some functions, or classes, take by name."""
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    arguments = [a for f in functions for a in signature(f).parameters.values()]
+    return {a.name for a in arguments if a.kind in by_name} - {"self"}
 
 
 def check_options(given: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -80,8 +80,10 @@ class LabelMixin:
 
         classifier = KNeighborsClassifier(min(n_neighbors, len(labels)))
         classifier.fit(placed(z_bio, batch), labels)
+        adata = self._validate_anndata(adata)
+        cells = self._make_data_loader(adata, indices, batch_size)
         codes = placed(
-            self.get_latent_representation(adata, indices, batch_size=batch_size),
+            self.get_latent_representation(dataloader=cells),
             self._names(REGISTRY_KEYS.BATCH_KEY, adata, indices).astype(str),
         )
         vote = classifier.predict_proba if soft else classifier.predict
@@ -95,12 +97,8 @@ class LabelMixin:
         voted = np.concatenate([vote(codes[first : first + CELLS_AT_ONCE]) for first in parts])
         if not soft:
             return voted
-        cells = self._validate_anndata(adata).obs_names
-        return pd.DataFrame(
-            voted,
-            index=cells[positions(indices, len(cells))],
-            columns=classifier.classes_,
-        )
+        names = adata.obs_names[positions(indices, adata.n_obs)]
+        return pd.DataFrame(voted, index=names, columns=classifier.classes_)
 
     def _labelled_codes(self) -> tuple[np.ndarray, ...] | None:
         """``z_bio``, label and batch of the labelled cells of the reference and of the own data."""
@@ -108,22 +106,18 @@ class LabelMixin:
         parts = [] if self.labelled_codes_ is None else [_with_batch(*self.labelled_codes_)]
         has_own = self.adata is not None and not self._adopted
         if has_own and setup_args["labels_key"] is not None:
-            labels = self._names(REGISTRY_KEYS.LABELS_KEY)
+            labels = self._names(REGISTRY_KEYS.LABELS_KEY, self.adata)
             cells = np.flatnonzero(labels != setup_args["unlabeled_category"])
             if len(cells):
-                batch = self._names(REGISTRY_KEYS.BATCH_KEY, indices=cells).astype(str)
+                batch = self._names(REGISTRY_KEYS.BATCH_KEY, self.adata, cells).astype(str)
                 z_bio = self.get_latent_representation(indices=cells)
                 parts.append((z_bio, labels[cells], batch))
         return tuple(map(np.concatenate, zip(*parts, strict=True))) if parts else None
 
-    def _names(
-        self, key: str, adata: AnnData | None = None, indices: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """The category of each cell in a registered field, by name."""
-        manager = self.get_anndata_manager(self._validate_anndata(adata), required=True)
-        codes = np.asarray(manager.get_from_registry(key)).ravel()
+    def _names(self, key: str, adata: AnnData, indices: Sequence[int] | None = None) -> np.ndarray:
+        """The category of each cell in a registered field of checked data, by name."""
         names = np.asarray(self._state_of(key)["categorical_mapping"])
-        return names[codes[positions(indices, len(codes))]]
+        return names[self._categories(key, adata, indices)]
 
 
 def _with_batch(

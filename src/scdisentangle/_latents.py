@@ -23,7 +23,13 @@ class LatentMixin:
     """From cells to codes."""
 
     def _run_encoder(
-        self, adata, indices, batch_size, dataloader=None, n_samples=None, **data_loader_kwargs
+        self,
+        adata=None,
+        indices=None,
+        batch_size=None,
+        dataloader=None,
+        n_samples=None,
+        **data_loader_kwargs,
     ):
         self._check_if_trained(warn=False)
         _validate_adata_dataloader_input(self, adata, dataloader)
@@ -164,8 +170,10 @@ class LatentMixin:
 
         Parameters
         ----------
-        adata, indices, batch_size
+        adata, indices
             As for :meth:`get_latent_representation`.
+        batch_size
+            As in scvi-tools; no minibatches are needed.
 
         Returns
         -------
@@ -174,13 +182,12 @@ class LatentMixin:
         """
         self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
-        loader = self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size)
-        batch = torch.cat([tensors[REGISTRY_KEYS.BATCH_KEY] for tensors in loader]).squeeze(-1)
+        batch = self._categories(REGISTRY_KEYS.BATCH_KEY, adata, indices)
         if self.module.embeds_batch:
             of_batch = self.module.get_embedding(REGISTRY_KEYS.BATCH_KEY).weight
         else:
             of_batch = self.module.flow.of_batch
-        return of_batch.cpu().numpy()[batch.cpu().numpy()]
+        return of_batch.cpu().numpy()[batch]
 
     @torch.inference_mode()
     def predict_batch(
@@ -204,17 +211,18 @@ class LatentMixin:
         Array of ``n_cells`` batch names, or a DataFrame ``(n_cells, n_batch)`` if ``soft``.
         """
         adata = self._validate_anndata(adata)
+        cells = self._make_data_loader(adata, indices, batch_size)
         probabilities = np.concatenate(
             [
                 self.module.classifier(outputs["z_nio"]).softmax(dim=-1).cpu().numpy()
-                for outputs in self._run_encoder(adata, indices, batch_size)
+                for outputs in self._run_encoder(dataloader=cells)
             ]
         )
         batches = np.asarray(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
         if not soft:
             return batches[probabilities.argmax(axis=1)]
-        cells = adata.obs_names[positions(indices, adata.n_obs)]
-        return pd.DataFrame(probabilities, index=cells, columns=batches)
+        names = adata.obs_names[positions(indices, adata.n_obs)]
+        return pd.DataFrame(probabilities, index=names, columns=batches)
 
 
 def _variance(outputs: dict, code: str) -> torch.Tensor:

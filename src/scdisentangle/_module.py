@@ -169,7 +169,7 @@ class DisentangleModule(
         ``z_bio`` is variational if its weight is positive, ``z_nio`` if ``nio_flow`` says so.
     var_activation
         Maps the output of a variational encoder to a variance, the exponential if ``None``. A model
-        can be saved with ``torch.nn``'s ``Softplus()``, ``ReLU()``, ``Sigmoid()`` or ``ELU()``.
+        can be saved with ``torch.nn``'s ``Softplus()``, ``ReLU()`` or ``Sigmoid()``.
     spherical
         Whether ``z_bio`` is on a sphere, of radius :math:`\sqrt{\mathrm{n\_latent\_bio}}`, while
         it is trained: its contrast compares directions. After training, unless ``z_bio`` is
@@ -452,7 +452,7 @@ class DisentangleModule(
         z_bio, q_bio = self.encoder.encode_bio(seen, *self._encoded(cont_covs, cat_covs))
         if self.alignment is not None and not self.training:
             z_bio = self.alignment(z_bio, batch_index.squeeze(-1))
-            q_bio = None if q_bio is None else Normal(z_bio, q_bio.scale)
+            q_bio = None if q_bio is None else Normal(z_bio, q_bio.scale, validate_args=False)
         if self.axes is not None and not self.training:
             z_bio = self.axes(z_bio)
         return self._draw(z_bio, q_bio, n_samples), q_bio

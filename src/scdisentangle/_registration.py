@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
@@ -14,18 +14,13 @@ from scvi.data.fields import (
     CategoricalJointObsField,
     CategoricalObsField,
     LayerField,
-    MuDataCategoricalJointObsField,
-    MuDataCategoricalObsField,
-    MuDataLayerField,
-    MuDataNumericalJointObsField,
-    MuDataNumericalObsField,
     MuDataWrapper,
     NumericalJointObsField,
     NumericalObsField,
 )
 
 from . import _validation, _values
-from ._errors import InputError, check_choice, check_options
+from ._errors import InputError, argument_names, check_choice, check_options
 from ._likelihoods import COUNT_LIKELIHOODS
 from .data._loading import AsAsked
 
@@ -38,7 +33,26 @@ class LabelsField(CategoricalObsField):
         return super().transfer_field(*args, **{**kwargs, "extend_categories": True})
 
 
-MuDataLabelsField = MuDataWrapper(LabelsField)
+def _fields(setup_args: Mapping, mod_of: object | None = None) -> list:
+    """What is registered of an AnnData, or of a MuData whose modality for an argument is known."""
+
+    def field(kind: type, key: str, argument: str, **options):
+        if mod_of is None:
+            return kind(key, setup_args[argument], **options)
+        options["mod_key"] = getattr(mod_of, argument)
+        return MuDataWrapper(kind)(key, setup_args[argument], **options)
+
+    values = {"is_count_data": False, "correct_data_format": False}
+    if mod_of is not None:
+        values["mod_required"] = True
+    return [
+        field(LayerField, REGISTRY_KEYS.X_KEY, "rna_layer" if mod_of else "layer", **values),
+        field(CategoricalObsField, REGISTRY_KEYS.BATCH_KEY, "batch_key"),
+        field(LabelsField, REGISTRY_KEYS.LABELS_KEY, "labels_key"),
+        field(NumericalObsField, REGISTRY_KEYS.SIZE_FACTOR_KEY, "size_factor_key", required=False),
+        field(CategoricalJointObsField, REGISTRY_KEYS.CAT_COVS_KEY, "categorical_covariate_keys"),
+        field(NumericalJointObsField, REGISTRY_KEYS.CONT_COVS_KEY, "continuous_covariate_keys"),
+    ]
 
 
 class RegistrationMixin:
@@ -98,14 +112,7 @@ class RegistrationMixin:
         if kwargs.get("allow_missing_labels") and labels_key not in (None, *adata.obs):
             adata.obs[labels_key] = unlabeled_category
         cls._check_data(adata, setup_method_args["setup_args"], kwargs)
-        fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            LabelsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-        ]
+        fields = _fields(setup_method_args["setup_args"])
         if (minified := _get_adata_minify_type(adata)) is not None:
             fields += cls._get_fields_for_adata_minification(minified)
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
@@ -158,34 +165,7 @@ class RegistrationMixin:
             check_choice("modality", modality, mdata.mod)
         mod_of = cls._create_modalities_attr_dict(modalities, setup_method_args)
         cls._check_data(mdata, setup_method_args["setup_args"], kwargs)
-        fields = [
-            MuDataLayerField(
-                REGISTRY_KEYS.X_KEY,
-                rna_layer,
-                mod_key=mod_of.rna_layer,
-                mod_required=True,
-                is_count_data=False,
-                correct_data_format=False,
-            ),
-            MuDataCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=mod_of.batch_key),
-            MuDataLabelsField(REGISTRY_KEYS.LABELS_KEY, labels_key, mod_key=mod_of.labels_key),
-            MuDataNumericalObsField(
-                REGISTRY_KEYS.SIZE_FACTOR_KEY,
-                size_factor_key,
-                mod_key=mod_of.size_factor_key,
-                required=False,
-            ),
-            MuDataCategoricalJointObsField(
-                REGISTRY_KEYS.CAT_COVS_KEY,
-                categorical_covariate_keys,
-                mod_key=mod_of.categorical_covariate_keys,
-            ),
-            MuDataNumericalJointObsField(
-                REGISTRY_KEYS.CONT_COVS_KEY,
-                continuous_covariate_keys,
-                mod_key=mod_of.continuous_covariate_keys,
-            ),
-        ]
+        fields = _fields(setup_method_args["setup_args"], mod_of)
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(mdata, **kwargs)
         cls.register_manager(manager)
@@ -193,8 +173,7 @@ class RegistrationMixin:
     @classmethod
     def _check_setup_options(cls, method: str, options: Mapping) -> None:
         if "source_registry" not in options:  # the others say how to follow it
-            known = set(inspect.signature(getattr(cls, method)).parameters) - {"kwargs"}
-            check_options(options, known, method)
+            check_options(options, argument_names(getattr(cls, method)), method)
 
     @classmethod
     def _check_data(cls, adata: AnnData | MuData, setup_args: Mapping, options: Mapping) -> None:
@@ -265,6 +244,14 @@ class RegistrationMixin:
         if getattr(adata, "isbacked", False):
             loader.dataset.dataset = AsAsked(loader.dataset.dataset)
         return loader
+
+    def _categories(
+        self, key: str, adata: AnnData | MuData, indices: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Index of each cell's category in a registered field of checked data, ``(n_cells,)``."""
+        manager = self.get_anndata_manager(adata, required=True)
+        codes = np.asarray(manager.get_from_registry(key)).ravel()
+        return codes[_validation.positions(indices, len(codes))]
 
     def _check_own_data(self) -> None:
         """Check that the model's data are there, and still what they were when registered."""

@@ -72,7 +72,9 @@ class SamplingMixin:
     ) -> dict[str, Tensor | Normal | None]:
         """As :meth:`inference`, from stored means and variances of the codes."""
         posteriors = [
-            Normal(mean, variance.sqrt()) if head.log_variance is not None else None
+            None
+            if head.log_variance is None
+            else Normal(mean, variance.sqrt(), validate_args=False)
             for head, mean, variance in (
                 (self.encoder.bio_head, qzm, qzv),
                 (self.encoder.nio_head, nio_qzm, nio_qzv),

@@ -43,7 +43,7 @@ _NEEDED = {
     "pandas.core.indexes.base": ("Index", "_new_Index"),
     "pandas.core.indexes.range": ("RangeIndex",),
     "pandas.core.internals.managers": ("BlockManager",),
-    "torch.nn.modules.activation": ("ELU", "ReLU", "Sigmoid", "Softplus"),
+    "torch.nn.modules.activation": ("ReLU", "Sigmoid", "Softplus"),
     "pyarrow.lib": ("_restore_array", "py_buffer", "type_for_alias"),
 }
 """What a model file is made of besides tensors: arrays, the history's tables, activations."""
@@ -143,7 +143,7 @@ class SavingMixin:
         backup_url
             Where to fetch the file from if the folder lacks it.
         **kwargs
-            Further arguments of scvi-tools' ``load``.
+            Further arguments of scvi-tools' ``load``; ``datamodule`` is that of a model of one.
 
         Returns
         -------
@@ -161,6 +161,7 @@ class SavingMixin:
         _download(backup_url, str(dir_path), file_name)
         path = Path(dir_path) / file_name
         written = check_model_file(path, cls.__name__)
+        datamodule = kwargs.pop("datamodule", None)  # of which scvi-tools would build another model
         try:
             model = super().load(
                 str(dir_path),
@@ -172,6 +173,8 @@ class SavingMixin:
             )
         except (RuntimeError, OSError) as error:
             raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
+        if datamodule is not None:
+            model._datamodule = datamodule
         if written < FIRST_WITH_BOTH_LOSSES and "code_loss" not in model._module_kwargs:
             model._train_codes_by_likelihood()
         if hasattr(model, "frozen_"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from os import PathLike
 
 import numpy as np
@@ -87,29 +88,6 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             If there is neither an AnnData nor a data module to train on.
         """
         self._check_training(max_epochs, train_size, batch_size, kwargs)
-        batch_size = int(batch_size)
-        max_epochs = None if max_epochs is None else int(max_epochs)
-        if self.adata is not None:
-            self._validate_anndata()
-            n_obs = self.adata.n_obs
-            max_epochs = default_max_epochs(n_obs) if max_epochs is None else max_epochs
-            if train_size is None and n_obs < MIN_CELLS_TO_VALIDATE:
-                train_size = 1.0
-            if n_obs < batch_size:
-                warnings.warn(
-                    f"{n_obs} cells are fewer than a minibatch (batch_size={batch_size}): each "
-                    "epoch is one step. Pass a smaller batch_size for more steps.",
-                    UserWarning,
-                    stacklevel=settings.warnings_stacklevel,
-                )
-            watches_validation = (plan_kwargs or {}).get("reduce_lr_on_plateau")
-            if _some_validate(n_obs, train_size, kwargs):
-                kwargs.setdefault("check_val_every_n_epoch", 1)
-            elif watches_validation and kwargs.get("datamodule") is None:
-                raise InputError(
-                    "reduce_lr_on_plateau=True watches the loss of validation, and no cells "
-                    "validate: take a smaller train_size, or more cells."
-                )
         if self.module is not None and self.module.is_frozen:
             warnings.warn(
                 "There is nothing to train: all batches of the query are the reference's, or it "
@@ -119,52 +97,85 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 stacklevel=settings.warnings_stacklevel,
             )
             return None
-        plan_kwargs = {
+        datamodule = kwargs.get("datamodule")
+        run = {
+            **self._lengths_of_run(max_epochs, train_size, datamodule),
+            "batch_size": int(batch_size),
+            "plan_kwargs": self._options_of_plan(plan_kwargs),
+        }
+        if self.adata is not None:
+            if _some_validate(self.adata.n_obs, run["train_size"], kwargs):
+                kwargs.setdefault("check_val_every_n_epoch", 1)
+            elif datamodule is None and run["plan_kwargs"].get("reduce_lr_on_plateau"):
+                raise InputError(
+                    "reduce_lr_on_plateau=True watches the loss of validation, and no cells "
+                    "validate: take a smaller train_size, or more cells."
+                )
+        if checkpoint is not None:
+            of_run = {name: kwargs[name] for name in sorted(OF_A_RUN & kwargs.keys())}
+            known = {**run, **of_run, **self.init_params_, **self.summary_stats}
+            kwargs.update(resume_arguments(checkpoint, known, kwargs.get("callbacks")))
+        if datamodule is None:
+            loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
+            kwargs["datasplitter_kwargs"] = loading
+        begun = Begun()
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), begun]
+        progress_bar = kwargs.get("enable_progress_bar", True) and rank_zero_only.rank == 0
+        with self._settled_at_the_end(begun, datamodule, progress_bar), exit_as_asked():
+            return super().train(
+                accelerator=accelerator,
+                devices=devices,
+                **run,
+                **{"inference_mode": False, **kwargs},
+            )
+
+    def _lengths_of_run(
+        self,
+        max_epochs: int | None,
+        train_size: float | None,
+        datamodule: LightningDataModule | None,
+    ) -> dict[str, int | float | None]:
+        """How long a run is, and on which share of the cells, where that is not told."""
+        n_obs = getattr(datamodule, "n_obs", None)
+        if n_obs is None and self.adata is not None:
+            n_obs = self.adata.n_obs
+        if n_obs is not None:
+            max_epochs = default_max_epochs(n_obs) if max_epochs is None else max_epochs
+            if train_size is None and n_obs < MIN_CELLS_TO_VALIDATE:
+                train_size = 1.0
+        return {
+            "max_epochs": None if max_epochs is None else int(max_epochs),
+            "train_size": train_size,
+        }
+
+    def _options_of_plan(self, plan_kwargs: Mapping | None) -> dict:
+        options = {
             name: value.item() if isinstance(value, np.generic) else value  # which files would hold
             for name, value in (plan_kwargs or {}).items()
         }
         if self.module is not None and self.module.is_partly_frozen:
-            plan_kwargs.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
-        if checkpoint is not None:
-            run = {
-                "max_epochs": max_epochs,
-                "train_size": train_size,
-                "batch_size": batch_size,
-                "plan_kwargs": plan_kwargs,
-                **{name: kwargs[name] for name in sorted(OF_A_RUN & kwargs.keys())},
-                **self.init_params_,
-                **self.summary_stats,
-            }
-            kwargs.update(resume_arguments(checkpoint, run, kwargs.get("callbacks")))
-        if kwargs.get("datamodule") is None:
-            loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
-            kwargs["datasplitter_kwargs"] = loading
-        progress_bar = kwargs.get("enable_progress_bar", True) and rank_zero_only.rank == 0
-        begun = Begun()
-        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), begun]
+            options.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
+        return options
+
+    @contextmanager
+    def _settled_at_the_end(
+        self, begun: Begun, datamodule: LightningDataModule | None, progress_bar: bool
+    ) -> Iterator[None]:
+        """Take the alignment back for a run, and find it anew, also if the run is broken off."""
         if self.module is not None:
             self.module.unsettle()
             self.module.train()
         try:
-            with exit_as_asked():
-                result = super().train(
-                    max_epochs=max_epochs,
-                    accelerator=accelerator,
-                    devices=devices,
-                    train_size=train_size,
-                    batch_size=batch_size,
-                    plan_kwargs=plan_kwargs,
-                    **{"inference_mode": False, **kwargs},
-                )
+            yield
         except (Exception, KeyboardInterrupt) as error:
             interrupted = isinstance(error, KeyboardInterrupt) and begun.has_learned
             self.is_trained_ |= isinstance(error, NonFiniteError) or interrupted
             if self.is_trained_:
                 self.module.eval()
-                self.align(kwargs.get("datamodule"), progress_bar)
+                with suppress(ValueError):  # of weights that give no codes; what was wrong is told
+                    self.align(datamodule, progress_bar)
             raise
-        self.align(kwargs.get("datamodule"), progress_bar)
-        return result
+        self.align(datamodule, progress_bar)
 
     @torch.inference_mode()
     def align(
@@ -280,6 +291,16 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if train_size is not None:
             check_share(train_size=train_size)
             check_positive(train_size=train_size)
+        if self.adata is None:
+            return
+        self._validate_anndata()
+        if self.adata.n_obs < batch_size:
+            warnings.warn(
+                f"{self.adata.n_obs} cells are fewer than a minibatch (batch_size={batch_size}): "
+                "each epoch is one step. Pass a smaller batch_size for more steps.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
 
 
 def _some_validate(n_obs: int, train_size: float | None, options: Mapping) -> bool:

@@ -111,8 +111,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         n_epochs_kl_warmup: int | None = None,
         **kwargs,
     ):
-        known = argument_names(TrainingPlan, DisentangleTrainingPlan)
-        known -= {"module", "kwargs", "loss_kwargs"}
+        known = argument_names(TrainingPlan, DisentangleTrainingPlan) - {"module"}
         check_options(kwargs, known, "plan_kwargs")
         check_choice("noise_schedule", noise_schedule, get_args(_schedules.NoiseSchedule))
         check_not_negative(noise_start=noise_start, noise_end=noise_end)
@@ -198,7 +197,8 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         if self.dis_every_n_steps is not None:
             return self.dis_every_n_steps
         seen = "genes" if self.module.encoder.components is None else "components"
-        return int(max(1, min(n_steps // STEPS_WITH_DIS[seen], LONGEST_INTERVAL)))
+        interval = min(n_steps / STEPS_WITH_DIS[seen], LONGEST_INTERVAL)  # steps may be infinite
+        return max(1, int(interval))
 
     def _terms(self) -> dict[str, Tensor]:
         """Terms of the last loss with their weights, and what the estimators add to it."""

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from scdisentangle._errors import InputError, check_not_negative, check_options, did_you_mean
+from scdisentangle._errors import (
+    InputError,
+    argument_names,
+    check_not_negative,
+    check_options,
+    did_you_mean,
+)
 
 from ._base import Codes, Objective
 from .adversary import BatchAdversary
@@ -126,13 +131,7 @@ def _as_mapping(spec: ObjectiveSpec) -> Mapping[str, Any]:
     )
 
 
-def _option_names(objective: type[Objective]) -> list[str]:
+def _option_names(objective: type[Objective]) -> set[str]:
     """Keywords of the class and its bases, without the sizes that the builder passes."""
-    sizes = set(inspect.signature(Objective.__init__).parameters)
-    names: dict[str, None] = {}
-    for cls in objective.__mro__[: objective.__mro__.index(Objective)]:
-        if "__init__" in vars(cls):
-            for name, parameter in inspect.signature(cls.__init__).parameters.items():
-                if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in sizes:
-                    names[name] = None
-    return list(names)
+    kinds = [cls for cls in objective.__mro__ if issubclass(cls, Objective)]
+    return argument_names(*kinds) - argument_names(Objective)
