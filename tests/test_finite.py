@@ -128,6 +128,16 @@ def test_where_looks_are_rare_the_first_bad_step_is_named_and_weights_are_restor
     assert_weights(model, at_call[5])
 
 
+def test_weights_that_give_no_codes_hide_no_error():
+    """The root of a variance below zero: no code is finite, and none can be aligned."""
+    adata = data.simulated(n_cells=150, n_genes=60, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    options = {"kl_weight_bio": 1.0, "var_activation": torch.nn.ELU()}
+    model = DisentangleModel(adata, n_hidden=16, **options)
+    with pytest.raises(NonFiniteError, match="'kl_bio' of the loss.*epoch 1, step 1"):
+        train(model)
+
+
 def test_mixed_precision_trains_and_is_watched(model, monkeypatch):
     train(model, precision="bf16-mixed")
     assert np.isfinite(model.get_latent_representation()).all()

@@ -316,9 +316,11 @@ def test_annbatch_trains_from_disk(adata, tmp_path):
     with pytest.raises(InputError, match="is saved with it.*datamodule="):
         model.save(tmp_path / "model")
     model.save(tmp_path / "model", datamodule=datamodule)
-    loaded = DisentangleModel.load(tmp_path / "model", adata=False)
-    again = loaded.get_latent_representation(dataloader=datamodule.inference_dataloader())
-    np.testing.assert_allclose(again, codes, atol=1e-3)
+    for options in ({}, {"datamodule": datamodule}):
+        loaded = DisentangleModel.load(tmp_path / "model", adata=False, **options)
+        again = loaded.get_latent_representation(dataloader=datamodule.inference_dataloader())
+        np.testing.assert_allclose(again, codes, atol=1e-3)
+    assert loaded._datamodule is datamodule
 
 
 def test_a_model_made_of_nothing_takes_its_sizes_from_the_data_module(adata, tmp_path):

@@ -352,10 +352,11 @@ def test_no_model_there(tmp_path):
         DisentangleModel.load(tmp_path / "nothing", adata=False)
 
 
-def test_a_model_with_an_activation_of_its_own_loads(tmp_path):
+@pytest.mark.parametrize("activation", ["ReLU", "Sigmoid", "Softplus"])
+def test_a_model_with_an_activation_of_its_own_loads(activation, tmp_path):
     adata = data.simulated(n_cells=60, n_genes=30)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
-    options = {"kl_weight_bio": 1.0, "var_activation": torch.nn.Softplus()}
+    options = {"kl_weight_bio": 1.0, "var_activation": getattr(torch.nn, activation)()}
     model = DisentangleModel(adata, n_hidden=8, **options)
     model.train(1, enable_progress_bar=False)
     model.save(tmp_path / "model")

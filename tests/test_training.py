@@ -44,6 +44,15 @@ def test_epochs_by_default_are_300_minibatches_of_few_cells_and_fewer_of_many(n_
     assert default_max_epochs(n_cells) == n_epochs
 
 
+@pytest.mark.parametrize(("n_cells", "n_epochs"), [(300, 128), (5_000, 90), (40_000, 45)])
+def test_a_data_module_that_knows_its_number_of_cells_trains_for_as_long(n_cells, n_epochs):
+    datamodule = fit(1).trainer.datamodule
+    datamodule.n_obs, datamodule.n_vars, datamodule.n_batch = n_cells, 60, 3
+    model = DisentangleModel(n_hidden=16)
+    model.train(datamodule=datamodule, max_steps=1, enable_progress_bar=False)
+    assert model.trainer.max_epochs == n_epochs
+
+
 @pytest.mark.parametrize(("n_cells", "n_validating"), [(29, 0), (30, 3)])
 def test_of_few_cells_all_train_and_a_minibatch_that_is_too_large_is_told(n_cells, n_validating):
     adata = data.simulated(n_cells=n_cells, n_genes=60, seed=0)

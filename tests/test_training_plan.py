@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from torch.utils.data import DataLoader, IterableDataset
 
 from scdisentangle import DisentangleModel, DisentangleTrainingPlan, InputError, data
 from scdisentangle.objectives import OBJECTIVES
@@ -165,6 +166,26 @@ def test_the_disentanglement_term_is_taken_in_some_steps(case, monkeypatch):
     assert model.trainer.num_training_batches == n_steps
     n_validation = sum(not codes.z_bio.requires_grad for codes in taken)
     assert len(taken) - n_validation == 2 * n_taken
+
+
+def test_every_fourth_step_has_the_term_where_their_number_is_not_known(monkeypatch):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from loader
+
+    whole = trained(1, batch_size=10).trainer.datamodule
+    loader = list(whole.train_dataloader())
+    datamodule = LightningDataModule()
+    datamodule.train_dataloader = lambda: DataLoader(Stream(), batch_size=None)
+    datamodule.n_vars, datamodule.n_batch = 60, 3
+    model = DisentangleModel(n_hidden=16, objective="hsic")
+    taken, forward = [], OBJECTIVES["hsic"].forward
+    monkeypatch.setattr(
+        OBJECTIVES["hsic"], "forward", lambda *args: taken.append(1) or forward(*args)
+    )
+    model.train(2, datamodule=datamodule, enable_progress_bar=False)
+    assert len(loader) == 14
+    assert len(taken) == 2 * 4
 
 
 STEPS_WITH_CLASSIFICATION = {

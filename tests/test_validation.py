@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scdisentangle import DisentangleModel, InputError
+from scdisentangle import DisentangleModel, InputError, _validation, data
 
 
 def make(n_cells=40, n_genes=12, n_batches=2, x=None):
@@ -527,3 +527,21 @@ def test_of_bad_values_the_first_are_named_and_that_there_are_more():
     message = r"in cells 'cell1', 'cell2', 'cell4' and more and genes 'gene3'\."
     with pytest.raises(InputError, match=message):
         DisentangleModel.setup_anndata(make(x=x), batch_key="batch")
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_batch", "get_batch_representation"])
+def test_new_data_are_looked_at_once(method, monkeypatch):
+    adata = data.simulated(n_cells=200, n_genes=60, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="celltype")
+    model = DisentangleModel(adata, n_hidden=16)
+    model.train(1, enable_progress_bar=False)
+    looked_at, check = [], _validation.check_values
+    monkeypatch.setattr(
+        _validation, "check_values", lambda *args: looked_at.append(args) or check(*args)
+    )
+    new = adata[:50].copy()
+    options = {"soft": True} if method.startswith("predict") else {}
+    of_new = getattr(model, method)(new, **options)
+    assert len(looked_at) == 1
+    of_own = getattr(model, method)(indices=np.arange(50), **options)
+    np.testing.assert_allclose(np.asarray(of_new), np.asarray(of_own), atol=1e-6)

@@ -299,7 +299,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 f"{self.adata.n_obs} cells are fewer than a minibatch (batch_size={batch_size}): "
                 "each epoch is one step. Pass a smaller batch_size for more steps.",
                 UserWarning,
-                stacklevel=settings.warnings_stacklevel,
+                stacklevel=settings.warnings_stacklevel + 1,
             )
 
 
