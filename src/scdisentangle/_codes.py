@@ -7,7 +7,6 @@ from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
 from torch import Tensor
 
-from ._likelihoods import COUNT_LIKELIHOODS
 from .objectives import Codes
 
 
@@ -27,7 +26,7 @@ class CodesMixin:
         z_bio, z_nio = inference_outputs["z_bio"], inference_outputs["z_nio"]
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
         covariates = self.covariates(tensors)
-        counts = self.gene_likelihood in COUNT_LIKELIHOODS and self.code_loss == "likelihood"
+        counts = self.fits_counts and self.code_loss == "likelihood"
 
         def covariates_of(cells: Tensor) -> dict[str, Tensor | None]:
             return {

@@ -209,7 +209,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         asked = inspect.signature(compare).bind(adata, *args, **kwargs)
         asked.apply_defaults()
         options = asked.arguments
-        if options["mode"] == "change" and self.module.gene_likelihood not in COUNT_LIKELIHOODS:
+        if options["mode"] == "change" and not self.module.fits_counts:
             unit = np.log(2) if self.module.log_normalize else 1.0
 
             def change(x, y, pseudocounts=0.0):

@@ -8,6 +8,7 @@ from scvi.module._constants import MODULE_KEYS
 from torch import Tensor
 
 from ._errors import InputError
+from ._likelihoods import COUNT_LIKELIHOODS
 from .data._loading import ABOVE_ZERO_KEY
 
 
@@ -42,6 +43,17 @@ class InputsMixin:
         inputs = self._get_inference_input(tensors, full_forward_pass=True)
         normalized = self.normalize(inputs[MODULE_KEYS.X_KEY], inputs[MODULE_KEYS.LIBRARY_KEY])
         return self.gene_shifts(normalized, tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1))
+
+    @property
+    def fits_counts(self) -> bool:
+        """Whether the likelihood is of counts, not of normalised values."""
+        return self.gene_likelihood in COUNT_LIKELIHOODS
+
+    def likelihood_target(
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Tensor]
+    ) -> Tensor:
+        """The values that the likelihood is of, ``(n_cells, n_genes)``."""
+        return tensors[REGISTRY_KEYS.X_KEY] if self.fits_counts else inference_outputs["normalized"]
 
     def covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
         """Further covariates of a minibatch, ``(n_cells, n_covariates)`` each, or ``None``."""

@@ -34,14 +34,6 @@ class ZeroInflatedNegativeBinomial(distributions.ZeroInflatedNegativeBinomial):
         self.dispersion = theta
 
 
-class Poisson(distributions.Poisson):
-    """That of scvi-tools, with the normalised means that its other count distributions give."""
-
-    def get_normalized(self, key: str) -> Tensor:
-        """Mean counts (``"mu"``) or proportions (``"scale"``), ``(n_cells, n_genes)``."""
-        return {"mu": self.rate, "scale": self.scale}[key]
-
-
 def expression_distribution(
     gene_likelihood: GeneLikelihood,
     output: Tensor,
@@ -75,7 +67,8 @@ def expression_distribution(
     scale = output.softmax(dim=-1)
     rate = library.exp() * scale
     if gene_likelihood == "poisson":
-        return Poisson(rate=rate, scale=scale, validate_args=False)  # counts need not be whole
+        # counts need not be whole
+        return distributions.Poisson(rate=rate, scale=scale, validate_args=False)
     theta = log_dispersion.exp()
     if gene_likelihood == "nb":
         return NegativeBinomial(mu=rate, theta=theta, scale=scale)

@@ -8,7 +8,7 @@ from scvi.module.base import LossOutput
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from ._likelihoods import COUNT_LIKELIHOODS, reconstruction_loss
+from ._likelihoods import reconstruction_loss
 from .data._loading import ABOVE_ZERO_KEY
 from .objectives import batch_cross_entropy, calibrated, squared_error
 
@@ -49,13 +49,18 @@ class LossMixin:
         """
         batch = tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1)
         codes = self.codes(tensors, inference_outputs)
-        reconstruction = self._reconstruction(tensors, inference_outputs, generative_outputs)
-        reconstructed = self._reconstructed(
+        reconstruction = reconstruction_loss(
+            self.gene_likelihood,
+            generative_outputs[MODULE_KEYS.PX_KEY],
+            self.likelihood_target(tensors, inference_outputs),
+            tensors.get(ABOVE_ZERO_KEY),
+        )
+        reconstructed = self._reconstruction_terms(
             reconstruction, generative_outputs["normalized"], inference_outputs["normalized"]
         )
         classified, objectives = {}, {}
         if classification_weight is not None:
-            classified = self._classified(inference_outputs, batch)
+            classified = self._classification_terms(inference_outputs, batch)
         if disentanglement_weight is not None:
             objectives = self.disentanglement(codes)
         kl_local = {
@@ -63,7 +68,7 @@ class LossMixin:
             for code, (posterior, prior) in self._variational(inference_outputs, batch).items()
         }
         terms = {
-            **self._left_out(reconstruction.new_zeros(())),
+            **self._zero_terms(reconstruction.new_zeros(())),
             **reconstructed,
             **classified,
             **objectives,
@@ -111,25 +116,13 @@ class LossMixin:
             "gene_shifts": 1.0,
         }
 
-    def _left_out(self, zero: Tensor) -> dict[str, Tensor]:
+    def _zero_terms(self, zero: Tensor) -> dict[str, Tensor]:
         """The terms that a step may leave out, as it logs them then."""
         return dict.fromkeys(
             ["classification_loss", *self.flow.holds, *self.disentanglement.weights], zero
         )
 
-    def _reconstruction(
-        self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict
-    ) -> Tensor:
-        """The likelihood's error of each cell, ``(n_cells,)``."""
-        counts = self.gene_likelihood in COUNT_LIKELIHOODS
-        return reconstruction_loss(
-            self.gene_likelihood,
-            generative_outputs[MODULE_KEYS.PX_KEY],
-            tensors[REGISTRY_KEYS.X_KEY] if counts else inference_outputs["normalized"],
-            tensors.get(ABOVE_ZERO_KEY),
-        )
-
-    def _reconstructed(self, reconstruction: Tensor, decoded: Tensor | None, x: Tensor):
+    def _reconstruction_terms(self, reconstruction: Tensor, decoded: Tensor | None, x: Tensor):
         """The reconstruction's terms, as means over cells.
 
         Parameters
@@ -148,7 +141,7 @@ class LossMixin:
             terms["reconstruction_loss"] = calibrated(reconstruction, x.shape[-1])
         return terms
 
-    def _classified(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
+    def _classification_terms(self, inference_outputs: dict, batch: Tensor) -> dict[str, Tensor]:
         """The terms that hold ``z_nio`` to the batch, as means over cells."""
         logits = self.classifier(inference_outputs["z_nio"])
         loss = batch_cross_entropy(logits, batch, balanced=self.class_balanced)

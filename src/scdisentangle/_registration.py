@@ -21,7 +21,6 @@ from scvi.data.fields import (
 
 from . import _validation, _values
 from ._errors import InputError, argument_names, check_choice, check_options
-from ._likelihoods import COUNT_LIKELIHOODS
 from .data._loading import AsAsked
 
 
@@ -262,8 +261,7 @@ class RegistrationMixin:
             _validation.check_keys(measured, layer, {})
             genes = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
             _validation.check_genes(measured, genes)
-            likelihood = self.module.gene_likelihood
-            of_counts = likelihood in COUNT_LIKELIHOODS or self.value_kind_ != "others"
+            of_counts = self.module.fits_counts or self.value_kind_ != "others"
             if _values.begins_with_whole_counts(measured, layer) != of_counts:
                 self._check_kind(measured, layer)
         except InputError as error:
@@ -275,7 +273,7 @@ class RegistrationMixin:
         """Check that values are counts if, and only if, those that the model was made for were."""
         if _get_adata_minify_type(measured) is not None:
             return
-        if self.module.gene_likelihood in COUNT_LIKELIHOODS:
+        if self.module.fits_counts:
             _validation.check_counts(measured, layer, self.module.gene_likelihood)
         elif self.value_kind_ is not None:
             _validation.check_kind(measured, layer, self.value_kind_)

@@ -11,8 +11,6 @@ from scvi.module.base import auto_move_data
 from torch import Tensor
 from torch.distributions import Normal
 
-from ._likelihoods import COUNT_LIKELIHOODS
-
 NIO_QZM_KEY, NIO_QZV_KEY = "latent_nio_qzm", "latent_nio_qzv"
 
 
@@ -155,7 +153,6 @@ class SamplingMixin:
         n_mc_samples_per_pass
             Draws that are in memory at once.
         """
-        counts = self.gene_likelihood in COUNT_LIKELIHOODS
         batch = tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1)
         log_weights = []
         for start in range(0, n_mc_samples, n_mc_samples_per_pass):
@@ -166,7 +163,7 @@ class SamplingMixin:
                 get_inference_input_kwargs={"full_forward_pass": True},
                 compute_loss=False,
             )
-            target = tensors[REGISTRY_KEYS.X_KEY] if counts else inferred["normalized"]
+            target = self.likelihood_target(tensors, inferred)
             log_weight = generated[MODULE_KEYS.PX_KEY].log_prob(target).sum(dim=-1)
             for code, (posterior, prior) in self._variational(inferred, batch).items():
                 z = inferred[f"z_{code}"]

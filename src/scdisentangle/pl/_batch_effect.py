@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,11 +9,9 @@ from matplotlib.axes import Axes
 
 from scdisentangle import tl
 from scdisentangle._errors import check_count
+from scdisentangle._model import DisentangleModel
 
 from ._finish import finish
-
-if TYPE_CHECKING:
-    from scdisentangle import DisentangleModel
 
 
 def batch_effect(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -10,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from scdisentangle._errors import InputError
+from scdisentangle._model import DisentangleModel
 from scdisentangle.tl import DisentanglementReport
 from scdisentangle.tl._checks import check_is_model
 from scdisentangle.tl._questions import of_groups
@@ -17,9 +17,6 @@ from scdisentangle.tl._verdict import above
 
 from ._finish import finish
 from ._words import CODES
-
-if TYPE_CHECKING:
-    from scdisentangle import DisentangleModel
 
 REPORT, TABLE = "disentanglement", "leakage"
 """Where :mod:`scdisentangle.tl` keeps a report, and the table of its ``leakage``."""

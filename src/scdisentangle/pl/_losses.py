@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,12 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from scdisentangle._errors import InputError, check_count
+from scdisentangle._model import DisentangleModel
 
 from ._finish import finish, own_axes
 from ._palette import EIGHT
-
-if TYPE_CHECKING:
-    from scdisentangle import DisentangleModel
 
 _PANEL = (3.6, 2.7)
 _SPLITS = {"train": "training", "validation": "validation"}

@@ -3,7 +3,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -12,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from scdisentangle._model import DisentangleModel
 from scdisentangle.tl import DisentanglementReport
 from scdisentangle.tl._questions import of_groups
 from scdisentangle.tl._report import QUESTIONS
@@ -19,9 +19,6 @@ from scdisentangle.tl._report import QUESTIONS
 from ._finish import finish, own_axes
 from ._leakage import report_of
 from ._words import CODES, COLORS
-
-if TYPE_CHECKING:
-    from scdisentangle import DisentangleModel
 
 _STATUS = {
     "good": "#009E73",

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
-from scdisentangle._likelihoods import COUNT_LIKELIHOODS
+from scdisentangle._model import DisentangleModel
 from scdisentangle._registration import measurements
 
 from ._checks import check_is_model
-
-if TYPE_CHECKING:
-    from scdisentangle import DisentangleModel
 
 _SMALLEST_SHARE = 1e-8
 
@@ -67,7 +62,7 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     present = np.unique(model.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY))
     batches = [state["categorical_mapping"][number] for number in present]
     cells = np.sort(np.random.default_rng(seed).permutation(adata.n_obs)[:max_cells])
-    counts = model.module.gene_likelihood in COUNT_LIKELIHOODS
+    counts = model.module.fits_counts
     device = model.module.gene_shifts.shifts.device
     means = {}
     for batch in batches:

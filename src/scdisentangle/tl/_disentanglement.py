@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -9,6 +7,7 @@ from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _get_adata_minify_type
 
 from scdisentangle._errors import InputError
+from scdisentangle._model import DisentangleModel
 from scdisentangle._registration import measurements
 from scdisentangle.pp._pca import components
 
@@ -26,9 +25,6 @@ from ._questions import Answer, Question, answers_table, ask
 from ._reconstruction import reconstruction_shares
 from ._report import CODES, DisentanglementReport
 from ._verdict import Evidence, judge
-
-if TYPE_CHECKING:
-    from scdisentangle import DisentangleModel
 
 
 def disentanglement_report(

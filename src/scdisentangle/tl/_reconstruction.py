@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS
 
-from scdisentangle._likelihoods import COUNT_LIKELIHOODS, reconstruction_loss
-
-if TYPE_CHECKING:
-    from scdisentangle import DisentangleModel
+from scdisentangle._likelihoods import reconstruction_loss
+from scdisentangle._model import DisentangleModel
 
 
 @torch.inference_mode()
@@ -59,8 +54,7 @@ def reconstruction_shares(
         own = module._get_generative_input(tensors, inferred)
         n = len(own["z_bio"])
         of_bio, of_nio = (torch.as_tensor(rng.permutation(n)) for _ in range(2))
-        counts = module.gene_likelihood in COUNT_LIKELIHOODS
-        target = tensors[REGISTRY_KEYS.X_KEY] if counts else inferred["normalized"]
+        target = module.likelihood_target(tensors, inferred)
         for own_bio, own_nio in errors:
             given = dict(own)
             if not own_bio:
