@@ -103,7 +103,7 @@ class LabelMixin:
     def _labelled_codes(self) -> tuple[np.ndarray, ...] | None:
         """``z_bio``, label and batch of the labelled cells of the reference and of the own data."""
         setup_args = self.registry_["setup_args"]
-        parts = [] if self.labelled_codes_ is None else [_with_batch(*self.labelled_codes_)]
+        parts = [] if self.labelled_codes_ is None else [self.labelled_codes_]
         has_own = self.adata is not None and not self._adopted
         if has_own and setup_args["labels_key"] is not None:
             labels = self._names(REGISTRY_KEYS.LABELS_KEY, self.adata)
@@ -118,10 +118,3 @@ class LabelMixin:
         """The category of each cell in a registered field of checked data, by name."""
         names = np.asarray(self._state_of(key)["categorical_mapping"])
         return names[self._categories(key, adata, indices)]
-
-
-def _with_batch(
-    z_bio: np.ndarray, labels: np.ndarray, batch: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labelled cells with their batch, which files of an earlier version do not tell."""
-    return z_bio, labels, np.full(len(labels), "") if batch is None else batch

@@ -39,7 +39,7 @@ from ._inputs import InputsMixin
 from ._likelihoods import GENE_LIKELIHOODS, GeneLikelihood, expression_distribution
 from ._loss import LossMixin
 from ._networks import Decoded, Decoder, TwoCodeEncoder
-from ._nio_flows import NIO_FLOWS, renamed
+from ._nio_flows import NIO_FLOWS
 from ._sampling import SamplingMixin
 from ._settling import SettlingMixin
 from .objectives import ObjectiveSpec, build_objectives
@@ -356,13 +356,6 @@ class DisentangleModule(
             self.axes.of_reference = n_reference_batches > 0
         if n_reference_batches > 0:
             self.freeze(**getattr(model, "frozen_", {"known": {}}))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Take a file in which the tensors of ``z_nio`` have the names of an earlier version."""
-        now = renamed(state_dict, prefix)
-        state_dict.clear()
-        state_dict.update(now)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @auto_move_data
     def _regular_inference(

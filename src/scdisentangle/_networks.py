@@ -16,8 +16,6 @@ from ._relevant_components import RelevantComponents
 
 SHORTCUT = 0.375
 """Weight of the first components in ``z_bio``, which at first is then mostly these."""
-SHORTCUT_ONCE = 0.25
-"""What it was in the files of earlier versions, which do not name it."""
 
 
 class Layers(FCLayers):
@@ -129,8 +127,7 @@ class TwoCodeEncoder(nn.Module):
         **layers,
     ):
         super().__init__()
-        self.shared = shared
-        self._trunk = partial(
+        trunk = partial(
             Layers,
             n_cat_list=n_cat_list,
             n_cont=n_cont,
@@ -139,53 +136,18 @@ class TwoCodeEncoder(nn.Module):
             inject_covariates=False,
             **layers,
         )
-        self._nio_head = partial(
-            CodeHead,
-            n_latent=n_latent_nio,
-            variational=variational_nio,
-            var_activation=var_activation,
-        )
-        self._trunk_of_genes = partial(self._trunk, n_input)
-        self.components = None
+        self.n_components = n_components
+        self.components = RelevantComponents(n_input, n_components) if n_components else None
         self.register_buffer("shortcut", torch.tensor(SHORTCUT))
-        if n_components > 0:
-            self.components = RelevantComponents(n_input, n_components)
-            self.bio_encoder = self._trunk(n_components, n_hidden, n_hidden=n_hidden)
-        else:
-            self._see_genes(n_hidden)
+        self.bio_encoder = trunk(n_components or n_input, n_hidden, n_hidden=n_hidden)
         self.bio_head = CodeHead(
             n_hidden, n_latent_bio, variational_bio, var_activation, spherical_bio
         )
-        self._add_nio_encoder(n_hidden if shared else n_hidden_nio)
-
-    @property
-    def n_components(self) -> int:
-        """Components that the encoder of ``z_bio`` sees, 0 where it sees the genes."""
-        return 0 if self.components is None else len(self.components.weight)
-
-    def _see_genes(self, n_hidden: int) -> None:
-        self.components = None
-        self.bio_encoder = self._trunk_of_genes(n_hidden, n_hidden=n_hidden)
-
-    def _add_nio_encoder(self, n_hidden: int) -> None:
-        trunk = self.bio_encoder
-        if not self.shared:
-            trunk = self._trunk_of_genes(n_hidden, n_hidden=n_hidden)
-        self.nio_encoder, self.nio_head = trunk, self._nio_head(n_hidden)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Be as the encoders in the file are.
-
-        That of ``z_nio`` once had ``n_hidden`` units, and that of ``z_bio`` once saw the genes.
-        """
-        if self.components is not None and f"{prefix}components.weight" not in state_dict:
-            self._see_genes(self.bio_head.mean.in_features)
-        state_dict.setdefault(f"{prefix}shortcut", torch.tensor(SHORTCUT_ONCE))
-        head = state_dict.get(f"{prefix}nio_head.mean.weight", self.nio_head.mean.weight)
-        if head.shape[1] != self.nio_head.mean.in_features:
-            self._add_nio_encoder(head.shape[1])
-        self.to(self.bio_head.mean.weight.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        n_hidden_nio = n_hidden if shared else n_hidden_nio
+        self.nio_encoder = (
+            self.bio_encoder if shared else trunk(n_input, n_hidden_nio, n_hidden=n_hidden_nio)
+        )
+        self.nio_head = CodeHead(n_hidden_nio, n_latent_nio, variational_nio, var_activation)
 
     def centered(self, x: Tensor) -> Tensor:
         """Expression as :meth:`encode_bio` takes it, of the shape of ``x``."""
@@ -286,9 +248,3 @@ class Decoder(nn.Module):
         heads = (self.zi_logits, self.log_dispersion)
         others = (None if head is None else head(h) for head in heads)
         return Decoded(self.output(h), *others, normalized)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Be as the decoder in the file is, which once gave no normalised values."""
-        if f"{prefix}normalized.weight" not in state_dict:
-            self.normalized = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-NAMES_ONCE = {
-    "codebook.codes": "flow.codes",
-    "prior_nio_mean": "flow.mean",
-    "prior_nio_log_scale": "flow.log_scale",
-    "nio_means.means": "flow.means",
-}
-"""What files of earlier versions call the tensors of a module's ``flow``."""
 WEIGHT_OF_LATEST = 0.3
 """Weight of the latest minibatch in a running mean."""
 
@@ -174,12 +166,6 @@ class Detached(Free):
     """As it is, but what the decoder reads of it sends no gradient back."""
 
     returns = False
-
-
-def renamed(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Tensors of a module by the names that they have today, each after a prefix."""
-    now = {prefix + once: prefix + name for once, name in NAMES_ONCE.items()}
-    return {now.get(name, name): values for name, values in tensors.items()}
 
 
 NIO_FLOWS = {

@@ -76,7 +76,6 @@ class QueryMappingMixin(ArchesMixin):
                 "a trained model, or the folder that it was saved in."
             )
         reference = reference_model.module
-        reference_model._note_settled_options()  # which a file of an earlier version lacks
         model = super().load_query_data(
             adata, reference_model, unfrozen=True, **{"transfer_batch": True, **kwargs}
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from anndata import AnnData
@@ -15,20 +17,9 @@ from scvi.model.base._constants import SAVE_KEYS
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ._aside import aside, flush
+from ._earlier_formats import FILE_FORMAT, format_of, upgraded
 from ._errors import InputError, name_some
-from ._nio_flows import renamed
 from ._validation import check_is_anndata
-
-FILE_FORMAT = 13
-"""Raised when the package of yesterday would not give what a file of today means."""
-FIRST_WITH_SPHERES = 2
-"""File format since which ``z_bio`` is on a sphere unless the model says otherwise."""
-FIRST_WITH_NARROW_NIO = 5
-"""File format since which the encoder of ``z_nio`` has units of its own number."""
-FIRST_WITH_SCALED_SIZE_FACTORS = 8
-"""File format since which size factors are scaled to counts."""
-FIRST_WITH_BOTH_LOSSES = 11
-"""File format since which squared error trains codes too unless the model says otherwise."""
 
 _NEEDED = {
     "builtins": ("bytes", "dict", "list", "set", "slice", "tuple"),
@@ -160,48 +151,24 @@ class SavingMixin:
         file_name = f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
         _download(backup_url, str(dir_path), file_name)
         path = Path(dir_path) / file_name
-        written = check_model_file(path, cls.__name__)
+        content = check_model_file(path, cls.__name__)
         datamodule = kwargs.pop("datamodule", None)  # of which scvi-tools would build another model
         try:
-            model = super().load(
-                str(dir_path),
-                adata,
-                accelerator=accelerator,
-                device=device,
-                prefix=prefix,
-                **kwargs,
-            )
+            with _of_today(path, content) as folder:
+                model = super().load(
+                    str(folder),
+                    adata,
+                    accelerator=accelerator,
+                    device=device,
+                    prefix=prefix,
+                    **kwargs,
+                )
         except (RuntimeError, OSError) as error:
             raise InputError(f"The model in {dir_path} cannot be loaded: {error}") from error
         if datamodule is not None:
             model._datamodule = datamodule
-        if written < FIRST_WITH_BOTH_LOSSES and "code_loss" not in model._module_kwargs:
-            model._train_codes_by_likelihood()
-        if hasattr(model, "frozen_"):
-            model.frozen_["known"] = renamed(model.frozen_["known"])
         model.module.on_load(model)  # anew, since embeddings are other parameters once loaded
-        if written < FIRST_WITH_SPHERES:
-            model.module.encoder.bio_head.spherical = False
-            model.module.axes = None
-            model.module.alignment.spherical = False
-            model.init_params_["kwargs"]["module_kwargs"] |= {"spherical": False, "axes": False}
-        if written < FIRST_WITH_NARROW_NIO:
-            n_hidden_nio = model.module.encoder.nio_head.mean.in_features
-            model.init_params_["kwargs"]["module_kwargs"]["n_hidden_nio"] = n_hidden_nio
-        if written < FIRST_WITH_SCALED_SIZE_FACTORS:
-            model.module.counts_per_size_factor = 1.0
-            model.init_params_["kwargs"]["module_kwargs"]["counts_per_size_factor"] = 1.0
         return model
-
-    def _train_codes_by_likelihood(self) -> None:
-        """Be as earlier versions made the model, with what else follows from that."""
-        loaded = self.module
-        self._module_kwargs["code_loss"] = "likelihood"
-        self.init_params_["kwargs"]["module_kwargs"]["code_loss"] = "likelihood"
-        self.module = self._module_cls(**self._sizes(), **self._module_kwargs)
-        self.module.load_state_dict(loaded.state_dict())
-        self.module.minified_data_type = loaded.minified_data_type
-        self.module.to(loaded.device).train(loaded.training)
 
     @classmethod
     def load_registry(cls, dir_path: str | Path, prefix: str | None = None) -> dict:
@@ -236,12 +203,12 @@ def check_no_link(folder: Path) -> None:
         )
 
 
-def check_model_file(path: Path, class_name: str) -> int:
+def check_model_file(path: Path, class_name: str) -> dict:
     """Check a model file without running what it may hold.
 
     Returns
     -------
-    The file format that it was written in.
+    Its content.
 
     Raises
     ------
@@ -269,12 +236,25 @@ def check_model_file(path: Path, class_name: str) -> int:
         raise InputError(f"{path} is no model of scvi-tools: it holds no registry.")
     if (found := registry.get("model_name")) != class_name:
         raise InputError(f"{path} is a {found}, not a {class_name}: load it with that class.")
-    if (written := attributes.get("file_format_", 1)) > FILE_FORMAT:
+    if (written := format_of(content)) > FILE_FORMAT:
         raise InputError(
             f"{path} was written by a newer version of scdisentangle (file format {written}; this "
             f"version reads up to {FILE_FORMAT}). Update the package to load it."
         )
-    return written
+    return content
+
+
+@contextmanager
+def _of_today(path: Path, content: dict) -> Iterator[Path]:
+    """A folder with the model of a file as today's format has it: its own, where it is of that."""
+    if format_of(content) == FILE_FORMAT:
+        yield path.parent
+        return
+    with TemporaryDirectory() as folder:
+        for file in path.parent.glob("*.h5*"):  # its data
+            Path(folder, file.name).symlink_to(file.absolute())
+        torch.save(upgraded(content), Path(folder, path.name))
+        yield Path(folder)
 
 
 def _strange(path: Path) -> list[str]:
