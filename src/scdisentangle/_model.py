@@ -48,6 +48,15 @@ SETTLED = {
     ),
 }
 """Options of scVI that the method leaves no choice in: their value here, and why."""
+IN_SUMMARY = (
+    "n_latent_bio",
+    "n_latent_nio",
+    "n_hidden",
+    "n_layers",
+    "dropout_rate",
+    "gene_likelihood",
+    "objective",
+)
 N_LATENT_BIO = 30
 NOTHING_REGISTERED = {"field_registries": {}, "setup_args": {}}
 """Registry of a model that learns of its data as it is trained."""
@@ -151,21 +160,7 @@ class DisentangleModel(
         knows_nothing = adata is None and registry is None
         super().__init__(adata, NOTHING_REGISTERED if knows_nothing else registry)
         self._module_init_on_train = knows_nothing
-        setup_args = self.registry_["setup_args"]
-        values, layer, kind = None, None, None
-        if adata is not None and self.minified_data_type is None:
-            values, layer = measurements(adata, setup_args)
-            kind = self.value_kind_ = _values.kind_of_values(values, layer)
-            module_kwargs.setdefault("log_normalize", kind != "others")
-        if gene_likelihood is None:
-            gene_likelihood = self._default_likelihood(module_kwargs, kind)
-            if kind == "others":
-                _validation.warn_of_counts_elsewhere(values, layer)
-        of_counts = gene_likelihood in COUNT_LIKELIHOODS
-        if values is not None and of_counts:
-            _validation.check_counts(values, layer, gene_likelihood, kind)
-        if values is not None and (of_counts or module_kwargs["log_normalize"]):
-            module_kwargs = {**self._sizes_of_counts(values, layer), **module_kwargs}
+        gene_likelihood, module_kwargs = self._suited_to_values(gene_likelihood, module_kwargs)
         self._module_kwargs = {
             "n_latent_bio": n_latent_bio,
             "n_latent_nio": n_latent_nio,
@@ -174,26 +169,46 @@ class DisentangleModel(
             "dropout_rate": dropout_rate,
             "gene_likelihood": gene_likelihood,
             "objective": objective,
-            "use_size_factor_key": bool(setup_args.get("size_factor_key")),
+            "use_size_factor_key": bool(self.registry_["setup_args"].get("size_factor_key")),
             "unlabeled_code": self._unlabeled_code(),
             **module_kwargs,
         }
         self.module = None
-        weights = "its weights in the loss follow from the number of genes"
         if not knows_nothing:
             self.module = self._module_cls(**self._sizes(), **self._module_kwargs)
-            weights = (
-                f"lambda_cls: {self.module.lambda_cls:g}, lambda_dis: {self.module.lambda_dis:g}"
-            )
-        self._model_summary_string = (
-            "DisentangleModel with the following parameters:\n"
-            f"n_latent_bio: {n_latent_bio}, n_latent_nio: {n_latent_nio}, n_hidden: {n_hidden}, "
-            f"n_layers: {n_layers}, dropout_rate: {dropout_rate}, "
-            f"gene_likelihood: {gene_likelihood}, objective: {objective}, {weights}."
-        )
+        self._model_summary_string = self._summary()
         self.init_params_ = self._get_init_params(locals())
         if not knows_nothing:
             self._note_settled_options()
+
+    def _suited_to_values(
+        self, gene_likelihood: GeneLikelihood | None, options: Mapping
+    ) -> tuple[GeneLikelihood, dict]:
+        """The likelihood and options of the module, with what follows from the values."""
+        if self.adata is None or self.minified_data_type is not None:
+            return gene_likelihood or self._default_likelihood(options, None), dict(options)
+        values, layer = measurements(self.adata, self.registry_["setup_args"])
+        kind = self.value_kind_ = _values.kind_of_values(values, layer)
+        options = {"log_normalize": kind != "others", **options}
+        if gene_likelihood is None:
+            gene_likelihood = self._default_likelihood(options, kind)
+            if kind == "others":
+                _validation.warn_of_counts_elsewhere(values, layer)
+        of_counts = gene_likelihood in COUNT_LIKELIHOODS
+        if of_counts:
+            _validation.check_counts(values, layer, gene_likelihood, kind)
+        if of_counts or options["log_normalize"]:
+            options = {**self._sizes_of_counts(values, layer), **options}
+        return gene_likelihood, options
+
+    def _summary(self) -> str:
+        parameters = [f"{name}: {self._module_kwargs[name]}" for name in IN_SUMMARY]
+        weights = "its weights in the loss follow from the number of genes"
+        if (module := self.module) is not None:
+            weights = f"lambda_cls: {module.lambda_cls:g}, lambda_dis: {module.lambda_dis:g}"
+        return (
+            f"DisentangleModel with the following parameters:\n{', '.join([*parameters, weights])}."
+        )
 
     def _note_settled_options(self) -> None:
         """Keep what labels and batches chose for the module, for data that have others."""
