@@ -98,7 +98,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         chosen = self._positions_in_modality(cells, kwargs.pop("gene_list", None))
         as_array = kwargs.pop("return_numpy", None)
         expression = super().get_normalized_expression(**kwargs, return_numpy=True)[..., chosen]
-        if as_array or expression.ndim == 3:
+        if as_array or expression.ndim == 3 or kwargs.get("dataloader") is not None:
             return expression
         names = self._modality(cells).var_names[chosen]
         index = cells.obs_names if indices is None else cells.obs_names[indices]
@@ -132,7 +132,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
 
         Returns
         -------
-        Sparse array of shape ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)``.
+        Sparse array of shape ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)``: counts,
+        or with ``gene_likelihood="mse"`` and ``"normal"`` values on the normalised scale.
         """
         self._check_gene_list(gene_list)
         cells = self.adata if adata is None else adata
@@ -327,6 +328,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             )
 
     def _batches(self, transform_batch) -> Sequence | None:
+        if transform_batch is None:
+            return None
         known = list(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
         if isinstance(transform_batch, str) and transform_batch == "all":
             return ["all"] if "all" in known else known  # differential expression asks by name
@@ -337,8 +340,9 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             )
         for batch in [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch:
             if batch is not None and batch not in known:
+                of_type = " as text" if isinstance(batch, str) and batch in map(str, known) else ""
                 raise InputError(
-                    f"transform_batch={batch!r} is no batch of the model. "
+                    f"transform_batch={batch!r} is no batch of the model{of_type}. "
                     f"{did_you_mean(str(batch), map(str, known))}"
                 )
         return transform_batch

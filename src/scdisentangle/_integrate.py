@@ -16,6 +16,7 @@ import pandas as pd
 import scvi
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from . import _output, data, pl, pp, tl
 from ._errors import InputError
@@ -71,11 +72,12 @@ class _Steps:
             left *= max((time.perf_counter() - self.began) / done, 1.0)
         remaining = f" [dim](about {_duration(left)} left)[/dim]" if self.seconds else ""
         self.console.print(
-            f"[bold]\\[{number + 1}/{len(self.names)}][/bold] {name} {what}{remaining}"
+            f"[bold]\\[{number + 1}/{len(self.names)}][/bold] {name} {escape(what)}{remaining}"
         )
 
     def finish(self, message: str) -> None:
-        self.console.print(f"Done in {_duration(time.perf_counter() - self.began)}. {message}")
+        seconds = time.perf_counter() - self.began
+        self.console.print(f"Done in {_duration(seconds)}. {escape(message)}")
 
 
 def _duration(seconds: float) -> str:
@@ -243,7 +245,7 @@ def _plain_messages(console: Console) -> Iterator[None]:
     """Show warnings of ours in one line each, and none of the libraries' chatter."""
 
     def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
-        console.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+        console.print(f"[yellow]warning:[/yellow] {escape(str(message))}", highlight=False)
 
     names = ("lightning.pytorch", "lightning.fabric", "scvi", "scdisentangle")
     chatty = [logging.getLogger(name) for name in names]

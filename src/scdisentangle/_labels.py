@@ -79,11 +79,12 @@ class LabelMixin:
             return np.concatenate([z_bio, apart * (batch[:, None] == batches)], axis=1)
 
         classifier = KNeighborsClassifier(min(n_neighbors, len(labels)))
-        classifier.fit(placed(z_bio, batch), labels)
+        names, of_labelled = np.unique(labels, return_inverse=True)
+        classifier.fit(placed(z_bio, batch), of_labelled)
         adata = self._validate_anndata(adata)
-        cells = self._make_data_loader(adata, indices, batch_size)
+        minibatches = self._make_data_loader(adata, indices, batch_size)
         codes = placed(
-            self.get_latent_representation(dataloader=cells),
+            self.get_latent_representation(dataloader=minibatches),
             self._names(REGISTRY_KEYS.BATCH_KEY, adata, indices).astype(str),
         )
         vote = classifier.predict_proba if soft else classifier.predict
@@ -96,9 +97,9 @@ class LabelMixin:
         )
         voted = np.concatenate([vote(codes[first : first + CELLS_AT_ONCE]) for first in parts])
         if not soft:
-            return voted
-        names = adata.obs_names[positions(indices, adata.n_obs)]
-        return pd.DataFrame(voted, index=names, columns=classifier.classes_)
+            return names[voted]
+        cells = adata.obs_names[positions(indices, adata.n_obs)]
+        return pd.DataFrame(voted, index=cells, columns=names)
 
     def _labelled_codes(self) -> tuple[np.ndarray, ...] | None:
         """``z_bio``, label and batch of the labelled cells of the reference and of the own data."""

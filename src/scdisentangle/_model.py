@@ -177,9 +177,15 @@ class DisentangleModel(
         if not knows_nothing:
             self.module = self._module_cls(**self._sizes(), **self._module_kwargs)
         self._model_summary_string = self._summary()
+        if self.registry_.get("setup_method_name") == "setup_datamodule":
+            self._module_cls = self._module_as_made
         self.init_params_ = self._get_init_params(locals())
         if not knows_nothing:
             self._note_settled_options()
+
+    def _module_as_made(self) -> DisentangleModule:
+        """For scvi-tools, which as it loads would make it anew from less than all options."""
+        return self.module
 
     def _suited_to_values(
         self, gene_likelihood: GeneLikelihood | None, options: Mapping
@@ -255,8 +261,10 @@ class DisentangleModel(
         return self.registry_["field_registries"].get(key, {}).get("state_registry", {})
 
     def _unlabeled_code(self) -> int | None:
-        mapping = list(self._state_of(REGISTRY_KEYS.LABELS_KEY).get("categorical_mapping", []))
-        unlabeled = self.registry_["setup_args"].get("unlabeled_category")
+        labels = self._state_of(REGISTRY_KEYS.LABELS_KEY)
+        mapping = list(labels.get("categorical_mapping", []))
+        unlabeled = labels.get("unlabeled_category")  # as data modules note it
+        unlabeled = self.registry_["setup_args"].get("unlabeled_category", unlabeled)
         return mapping.index(unlabeled) if unlabeled in mapping else None
 
     @classmethod

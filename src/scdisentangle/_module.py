@@ -75,7 +75,9 @@ class DisentangleModule(
 ):
     r"""Conditional autoencoder whose code is :math:`z = [z_{bio}, z_{nio}]`.
 
-    Its three-term loss is in :meth:`loss`.
+    Its three-term loss is in :meth:`loss`. Components are random until
+    :class:`~scdisentangle.DisentangleTrainingPlan` finds them as training begins; in a loop of your
+    own, call ``module.encoder.components.fit`` first.
 
     Parameters
     ----------

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from anndata import AnnData
+from mudata import MuData
 from scvi.model.base import ArchesMixin
 from scvi.model.base._constants import SAVE_KEYS
 from scvi.nn import FCLayers
@@ -68,8 +70,15 @@ class QueryMappingMixin(ArchesMixin):
             If the reference is not trained, or the data do not suit it.
         """
         if isinstance(reference_model, str | Path):
-            saved = any(Path(reference_model).glob("*adata.h5ad"))
-            reference_model = cls.load(str(reference_model), adata=None if saved else False)
+            folder = Path(reference_model)
+            files = (folder / SAVE_KEYS.ADATA_FNAME, folder / SAVE_KEYS.MDATA_FNAME)
+            saved = any(file.exists() for file in files)
+            reference_model = cls.load(str(folder), adata=None if saved else False)
+            if not saved and isinstance(adata, MuData):
+                raise InputError(
+                    f"The model in {folder} was saved without its MuData, whose genes a query is "
+                    "held against. Pass the model, loaded with it: load(folder, adata=mdata)."
+                )
         if not getattr(reference_model, "is_trained_", False):
             raise InputError(
                 f"reference_model is a {type(reference_model).__name__} that is not trained. Pass "
@@ -122,9 +131,15 @@ class QueryMappingMixin(ArchesMixin):
                     f"adata.{names} are not unique, so that genes cannot be put in the reference's "
                     f"order: adata.{names}_make_unique()"
                 )
-        return ArchesMixin.prepare_query_anndata(
+        uns, raw = adata.uns, adata.raw
+        prepared = ArchesMixin.prepare_query_anndata(
             adata, _checked(reference_model, cls.__name__), *args, **kwargs
         )
+        filled = adata if prepared is None else prepared
+        if isinstance(filled, AnnData):  # which scvi-tools makes anew, without these
+            filled.uns = uns
+            filled.raw = None if raw is None else raw.to_adata()
+        return prepared
 
     @classmethod
     def prepare_query_mudata(cls, mdata, reference_model, *args, **kwargs):

@@ -108,9 +108,15 @@ class RegistrationMixin:
         _validation.check_is_anndata(adata)
         cls._check_setup_options("setup_anndata", kwargs)
         _validation.check_no_view(adata)
-        if kwargs.get("allow_missing_labels") and labels_key not in (None, *adata.obs):
+        adds_labels = kwargs.get("allow_missing_labels") and labels_key not in (None, *adata.obs)
+        if adds_labels:
             adata.obs[labels_key] = unlabeled_category
-        cls._check_data(adata, setup_method_args["setup_args"], kwargs)
+        try:
+            cls._check_data(adata, setup_method_args["setup_args"], kwargs)
+        except InputError:
+            if adds_labels:
+                del adata.obs[labels_key]
+            raise
         fields = _fields(setup_method_args["setup_args"])
         if (minified := _get_adata_minify_type(adata)) is not None:
             fields += cls._get_fields_for_adata_minification(minified)
@@ -196,9 +202,10 @@ class RegistrationMixin:
             described = description(adata, setup_args, argument)
             _validation.check_keys(described, None, {argument: setup_args.get(argument)})
         for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
-            keys = setup_args.get(argument) or []
+            keys = setup_args.get(argument)
             if isinstance(keys, str):
                 raise InputError(f"{argument}='{keys}' must be a list: {argument}=['{keys}']")
+            keys = [] if keys is None else list(keys)
             described = description(adata, setup_args, argument)
             _validation.check_keys(described, None, {f"{argument}[{key}]": key for key in keys})
             if argument == "continuous_covariate_keys":
@@ -217,11 +224,14 @@ class RegistrationMixin:
         states = {key: f["state_registry"] for key, f in registry["field_registries"].items()}
         measured, _ = measurements(adata, setup_args)
         _validation.check_genes(measured, states[REGISTRY_KEYS.X_KEY]["column_names"])
-        batch_key = setup_args["batch_key"]
-        if batch_key is not None and not new_categories:
-            known = states[REGISTRY_KEYS.BATCH_KEY]["categorical_mapping"]
-            described = description(adata, setup_args, "batch_key")
-            _validation.check_categories(described, batch_key, known)
+        fields = {"batch_key": REGISTRY_KEYS.BATCH_KEY, "labels_key": REGISTRY_KEYS.LABELS_KEY}
+        for argument, field in fields.items():
+            if (key := setup_args[argument]) is not None:
+                known = states[field]["categorical_mapping"]
+                described = description(adata, setup_args, argument)
+                if argument == "batch_key" and not new_categories:
+                    _validation.check_categories(described, key, known)
+                _validation.check_category_type(described, key, known)
 
     def _validate_anndata(
         self, adata: AnnData | MuData | None = None, copy_if_view: bool = True

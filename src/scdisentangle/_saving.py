@@ -24,10 +24,16 @@ from ._validation import check_is_anndata
 _NEEDED = {
     "builtins": ("bytes", "dict", "list", "set", "slice", "tuple"),
     "collections": ("OrderedDict", "defaultdict"),
+    "datetime": ("date", "datetime", "timedelta", "timezone"),
+    "decimal": ("Decimal",),
     "numpy": ("dtype", "ndarray"),
     "numpy._core.multiarray": ("_reconstruct", "scalar"),
-    "pandas": ("DataFrame", "Index", "RangeIndex", "StringDtype"),
+    "pandas": ("DataFrame", "Index", "Interval", "Period", "RangeIndex", "StringDtype"),
+    "pandas._libs.interval": ("Interval",),
     "pandas._libs.internals": ("_unpickle_block",),
+    "pandas._libs.tslibs.offsets": ("Day", "Hour", "MonthEnd", "QuarterEnd", "Week", "YearEnd"),
+    "pandas._libs.tslibs.period": ("Period",),
+    "pandas._libs.tslibs.timestamps": ("_unpickle_timestamp",),
     "pandas.arrays": ("ArrowStringArray", "StringArray"),
     "pandas.core.arrays.string_": ("StringDtype",),
     "pandas.core.frame": ("DataFrame",),
@@ -37,7 +43,10 @@ _NEEDED = {
     "torch.nn.modules.activation": ("ReLU", "Sigmoid", "Softplus"),
     "pyarrow.lib": ("_restore_array", "py_buffer", "type_for_alias"),
 }
-"""What a model file is made of besides tensors: arrays, the history's tables, activations."""
+"""What a file is of besides tensors: arrays, categories, the history's tables, activations."""
+
+OF_THE_FORMAT = {"pickle_module", "pickle_protocol", "_use_new_zipfile_serialization"}
+"""Options of :func:`torch.save` that are always the same."""
 
 
 class SavingMixin:
@@ -81,6 +90,16 @@ class SavingMixin:
             raise InputError(
                 "A model that was made without data or registry does not know what its data are, "
                 "and could not be loaded. Make it with registry=datamodule.registry to save it."
+            )
+        if save_anndata and not hasattr(self.adata, "write"):
+            raise InputError(
+                "save_anndata=True saves an AnnData or a MuData, and the model's data are "
+                f"{'not there' if self.adata is None else type(self.adata).__name__}. Leave it out."
+            )
+        if fixed := OF_THE_FORMAT & (kwargs.get("save_kwargs") or {}).keys():
+            raise InputError(
+                f"save_kwargs has {name_some(sorted(fixed))}, with which a file could not be "
+                "checked when it is loaded. Leave it out."
             )
         of_module = self.registry.get("setup_method_name") == "setup_datamodule"
         if of_module and kwargs.get("datamodule") is None:
@@ -151,7 +170,8 @@ class SavingMixin:
         file_name = f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
         _download(backup_url, str(dir_path), file_name)
         path = Path(dir_path) / file_name
-        content = check_model_file(path, cls.__name__)
+        names = [cls.__name__, *(kwargs.get("allowed_classes_names_list") or [])]
+        content = check_model_file(path, *names)
         datamodule = kwargs.pop("datamodule", None)  # of which scvi-tools would build another model
         try:
             with _of_today(path, content) as folder:
@@ -203,7 +223,7 @@ def check_no_link(folder: Path) -> None:
         )
 
 
-def check_model_file(path: Path, class_name: str) -> dict:
+def check_model_file(path: Path, *class_names: str) -> dict:
     """Check a model file without running what it may hold.
 
     Returns
@@ -234,8 +254,8 @@ def check_model_file(path: Path, class_name: str) -> dict:
     registry = attributes.get("registry_") if isinstance(attributes, dict) else None
     if not isinstance(registry, dict):
         raise InputError(f"{path} is no model of scvi-tools: it holds no registry.")
-    if (found := registry.get("model_name")) != class_name:
-        raise InputError(f"{path} is a {found}, not a {class_name}: load it with that class.")
+    if (found := registry.get("model_name")) not in class_names:
+        raise InputError(f"{path} is a {found}, not a {class_names[0]}: load it with that class.")
     if (written := format_of(content)) > FILE_FORMAT:
         raise InputError(
             f"{path} was written by a newer version of scdisentangle (file format {written}; this "
@@ -273,7 +293,8 @@ def _save(save: Callable[..., None], folder: Path, *, prefix: str | None, **kwar
     if strange:
         raise InputError(
             f"The model holds what would not be loaded, as it could be any code: "
-            f"{name_some(strange)}. As var_activation, take one of torch.nn: "
+            f"{name_some(strange)}. Categories are text, numbers, dates or intervals; as "
+            "var_activation, take one of torch.nn: "
             f"{', '.join(_NEEDED['torch.nn.modules.activation'])}."
         )
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.train import Trainer, TrainingPlan, TrainRunner
+from scvi.train._config import merge_kwargs
 
 from ._errors import (
     InputError,
@@ -45,7 +46,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         train_size: float | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = 128,
         plan_kwargs: Mapping | None = None,
         checkpoint: str | PathLike | None = None,
         data_on_device: bool | None = None,
@@ -63,7 +64,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             Share of cells to train on, in (0, 1]; the rest validates. ``None`` is 0.9, and 1 where
             there are fewer than 30 cells.
         batch_size
-            Cells in a minibatch.
+            Cells in a minibatch, ``scvi.settings.batch_size`` if ``None``.
         plan_kwargs
             Options of :class:`~scdisentangle.DisentangleTrainingPlan`: noise, warm-up, ``lr``, …
         checkpoint
@@ -75,7 +76,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         **kwargs
             What scvi-tools' models take: ``validation_size``, ``shuffle_set_split``,
             ``early_stopping``, ``datasplitter_kwargs``, ``datamodule``, ``enable_checkpointing``,
-            and arguments of :class:`scvi.train.Trainer`.
+            ``plan_config``, ``trainer_config``, ``ckpt_path``, and arguments of
+            :class:`scvi.train.Trainer`.
 
         Raises
         ------
@@ -87,6 +89,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         AttributeError
             If there is neither an AnnData nor a data module to train on.
         """
+        plan_kwargs = merge_kwargs(kwargs.pop("plan_config", None), plan_kwargs, name="plan")
+        kwargs = merge_kwargs(kwargs.pop("trainer_config", None), kwargs, name="trainer")
+        batch_size = settings.batch_size if batch_size is None else batch_size
         self._check_training(max_epochs, train_size, batch_size, kwargs)
         if self.module is not None and self.module.is_frozen:
             warnings.warn(
@@ -148,10 +153,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             "train_size": train_size,
         }
 
-    def _options_of_plan(self, plan_kwargs: Mapping | None) -> dict:
+    def _options_of_plan(self, plan_kwargs: Mapping) -> dict:
         options = {
             name: value.item() if isinstance(value, np.generic) else value  # which files would hold
-            for name, value in (plan_kwargs or {}).items()
+            for name, value in plan_kwargs.items()
         }
         if self.module is not None and self.module.is_partly_frozen:
             options.setdefault("weight_decay", 0.0)  # what is partly frozen would decay
@@ -204,8 +209,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             return
         if self.minified_data_type is not None:
             raise InputError(
-                "The AnnData is minified: its codes are aligned already, and there are no counts "
-                "to encode again. Call align() before minify_adata()."
+                "The AnnData is minified: the model reads its codes, which are aligned already. "
+                "Call align() before minify_adata()."
             )
         if datamodule is None:
             self._validate_anndata()
@@ -238,7 +243,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
 
     def _check_names(self, options: Mapping) -> None:
         trainer = (LightningTrainer, Trainer, TrainRunner, UnsupervisedTrainingMixin.train)
-        known = argument_names(*trainer)
+        known = argument_names(*trainer) | {"ckpt_path"}
         others = {
             "the training plan: plan_kwargs={{'{}': ...}}": (TrainingPlan, self._training_plan_cls),
             "the model: DisentangleModel(adata, {}=...)": (self._module_cls,),
@@ -269,8 +274,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             )
         if self.minified_data_type is not None:
             raise InputError(
-                "The AnnData is minified, and there are no counts to train on. Train on the data "
-                "as they were before minify_adata()."
+                "The AnnData is minified, and the model reads its codes in place of counts. Train "
+                "on the data as they were before minify_adata()."
             )
         if self.module is not None and self.module.disentanglement.has_estimators:
             for name in OF_ONE_OPTIMIZER:

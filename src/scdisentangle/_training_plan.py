@@ -241,6 +241,11 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         for buffer in components.buffers():  # of several processes, each has seen other cells
             buffer.copy_(self.trainer.strategy.broadcast(buffer.cpu()))
 
+    def on_train_end(self) -> None:
+        """Let go of the last minibatch and its graph, with which a model could not be copied."""
+        super().on_train_end()
+        del self._metrics, self._guard
+
     def on_train_epoch_end(self) -> None:
         """Stop if a term or a weight is not finite."""
         super().on_train_epoch_end()

@@ -27,7 +27,12 @@ from ._values import (
 
 
 def check_column(adata: AnnData, argument: str, key: str) -> None:
-    """Raise :class:`MissingKeyError` for a column that an argument names and ``.obs`` lacks."""
+    """Raise :class:`InputError` unless an argument names one column, which ``.obs`` has."""
+    if not isinstance(key, str):
+        raise InputError(
+            f"{argument}={key!r} must name one column of adata.obs. Of several make one first: "
+            "adata.obs['both'] = adata.obs['a'].astype(str) + ' ' + adata.obs['b'].astype(str)"
+        )
     if key not in adata.obs:
         raise MissingKeyError(f"{argument}='{key}' is not in adata.obs. {_known(key, adata.obs)}")
 
@@ -327,6 +332,19 @@ def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:
         f"adata {problem}. Select and order them as in training: "
         "adata = adata[:, model.get_var_names()].copy()"
     )
+
+
+def check_category_type(adata: AnnData, key: str, known: Iterable[object]) -> None:
+    """Raise :class:`InputError` for text where the model's data have numbers, or the reverse."""
+    found, known = adata.obs[key].unique(), list(known)
+    is_text, was_text = (any(isinstance(v, str) for v in values) for values in (found, known))
+    if is_text != was_text and len(known) > 0:
+        raise InputError(
+            f"adata.obs['{key}'] holds {'text' if is_text else 'numbers'} ({name_some(found)}), "
+            f"and that of the model's data {'text' if was_text else 'numbers'} "
+            f"({name_some(known)}). Make them of one type, text best before the model is made: "
+            f"adata.obs['{key}'] = adata.obs['{key}'].astype(str)"
+        )
 
 
 def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:

@@ -84,7 +84,8 @@ def _blocks(x) -> Iterator[tuple[int, np.ndarray | sparse.spmatrix]]:
     in_memory = isinstance(x, np.ndarray) or sparse.issparse(x)
     step = x.shape[0] if in_memory else ROWS_PER_BLOCK
     for start in range(0, x.shape[0], step):
-        yield start, (x if in_memory else x[start : start + step])
+        block = x if in_memory else x[start : start + step]
+        yield start, (block.compute() if hasattr(block, "compute") else block)  # that of dask
 
 
 def sums_of_cells(x) -> np.ndarray:

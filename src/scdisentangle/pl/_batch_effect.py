@@ -82,9 +82,14 @@ def batch_effect(
 
 
 def _moved_most(effect: pd.DataFrame, n_genes: int) -> pd.DataFrame:
-    """Rows of the genes that each batch moves more than any other, the strongest first."""
+    """Rows of the genes that each batch moves more than any other, the strongest first.
+
+    Of two batches one moves a gene up by what the other moves it down: it is with the first.
+    """
     values = effect.to_numpy()
-    mover = np.abs(values).argmax(axis=1)
+    strength = np.abs(values)
+    of_most = strength.max(axis=1, keepdims=True)
+    mover = np.where(np.isclose(strength, of_most), values, -np.inf).argmax(axis=1)
     rows = []
     for number, moved in enumerate(values.T):
         own = np.flatnonzero(mover == number)

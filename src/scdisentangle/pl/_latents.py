@@ -105,7 +105,7 @@ def latents(
         layout = adata.obsm.get(f"{key}_umap")
         if layout is None:
             layout = umap_coordinates(finite_codes(adata, key), seed=seed)
-        across, up = _axis_names(np.asarray(adata.obsm[key]))
+        across, up = _axis_names(finite_codes(adata, key))
         for row, name in enumerate(colors):
             panel = axes[row, column]
             _scatter(panel, adata, name, np.asarray(layout), order, size)

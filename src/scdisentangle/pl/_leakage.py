@@ -24,7 +24,7 @@ _OF_TABLE = ["code", "target", "within", "balanced_accuracy", "chance"]
 _CMAP = "YlGnBu"
 _NOT_ASKED = "#EEEEEE"
 _TITLES = {
-    "batch": "batch,\nwithin\ntypes",
+    "batch": "batch,\nwithin\n{kinds}",
     "label": "type,\nwithin\nbatches",
     "cluster": "structure,\nwithin\nbatches",
 }
@@ -107,12 +107,14 @@ def leakage(
                 color = "white" if far > 0.5 else "black"
                 ax.text(x, y, f"{far:.2f}{star}", ha="center", va="center", color=color, size=9)
     row = 0
-    for part in parts:
+    targets = [part["target"].iloc[0] for part in parts]
+    kinds = "groups" if "cluster" in targets else "types"  # without labels, those of clusters
+    for target, part in zip(targets, parts, strict=True):
         height = part["within"].nunique()
         if row:
             ax.axhline(row - 0.5, color="white", linewidth=4)
         ax.annotate(
-            _TITLES[part["target"].iloc[0]],
+            _TITLES[target].format(kinds=kinds),
             (1.02, row + (height - 1) / 2),
             xycoords=("axes fraction", "data"),
             va="center",

@@ -31,6 +31,8 @@ _TEN = [
     "#92dadd",
 ]
 MISSING = "#D3D3D3"
+MOST_NUMBERED = 30
+"""Whole numbers that are drawn as categories, as those of clusters; more are counts."""
 
 
 def category_colors(adata: ad.AnnData, key: str) -> dict[str, str]:
@@ -48,4 +50,5 @@ def category_colors(adata: ad.AnnData, key: str) -> dict[str, str]:
 
 def is_continuous(values: pd.Series) -> bool:
     """Whether the values are drawn on a scale and not as categories."""
-    return pd.api.types.is_float_dtype(values)
+    counts = pd.api.types.is_integer_dtype(values) and values.nunique() > MOST_NUMBERED
+    return counts or pd.api.types.is_float_dtype(values)

@@ -93,7 +93,7 @@ def report(
     _by_group(axes[1], groups, "type" if found.label_key else "group")
     _dimensions_and_shares(axes[2], found.table)
     if ax is not None:
-        axes[0].set_title(title, x=0.0, **style)
+        axes[0].set_title(title, loc="left", color=style["color"], weight="bold")
     finish(axes[0].figure, show=show, save=save)
     return axes
 

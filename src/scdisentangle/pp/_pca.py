@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scanpy as sc
 
-from scdisentangle._errors import InputError, check_count
+from scdisentangle._errors import InputError, check_count, name_some
 
 from ._threads import threads_kept
 from ._values import log_expression, varies
@@ -62,7 +63,7 @@ def components(
     check_count(n_comps=n_comps)
     values = log_expression(adata, layer, batch_key=None)
     if "highly_variable" in adata.var:
-        values = values[:, adata.var["highly_variable"].to_numpy()].copy()
+        values = values[:, _is_highly_variable(adata.var["highly_variable"])].copy()
     if min(values.shape) < 2:
         raise InputError(f"Components need two cells and two genes, and there are {values.shape}.")
     if not varies(values):
@@ -70,3 +71,20 @@ def components(
     n_comps = min(n_comps, values.n_obs - 1, values.n_vars - 1)
     sc.pp.pca(values, n_comps=n_comps, random_state=seed, mask_var=None)
     return values.obsm["X_pca"]
+
+
+def _is_highly_variable(column: pd.Series) -> np.ndarray:
+    """The column as a mask; other tools write it as 0 and 1."""
+    if not column.isin([0, 1]).all():
+        raise InputError(
+            "adata.var['highly_variable'] must be True or False for each gene, and is "
+            f"{name_some(column[~column.isin([0, 1])].unique())} for some. Select genes anew, "
+            "scdisentangle.pp.select_genes, or delete the column to use all."
+        )
+    mask = column.to_numpy(dtype=bool)
+    if mask.sum() < 2:
+        raise InputError(
+            f"adata.var['highly_variable'] is True for {mask.sum()} genes, and components need "
+            "two. Select genes anew, scdisentangle.pp.select_genes, or delete the column."
+        )
+    return mask

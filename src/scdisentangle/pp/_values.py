@@ -18,12 +18,17 @@ def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) 
     Counts, whole or too large for a logarithm, are normalised to 10,000 per cell and
     log1p-transformed. Other values are taken to be normalised and stay as they are.
     """
+    _validation.check_is_anndata(adata)
     _validation.check_keys(adata, layer, {"batch_key": batch_key})
     _validation.check_values(adata, layer)
     values = adata.X if layer is None else adata.layers[layer]
     if hasattr(values, "to_memory"):
         values = values.to_memory()
-    values = values.tocsr() if sp.issparse(values) else np.asarray(values)
+    if sp.issparse(values):
+        values = values.tocsr(copy=True)
+        values.sum_duplicates()
+    else:
+        values = np.asarray(values)
     batch = ["all"] * adata.n_obs if batch_key is None else adata.obs[batch_key].astype(str).array
     copy = ad.AnnData(
         values.astype(np.float32),

@@ -102,5 +102,5 @@ def _check(
     known = [str(name) for name in known]
     for key in keys:
         if key is not None and key not in known:
-            way_out = (made_by or {}).get(key) or did_you_mean(str(key), known)
+            way_out = (made_by or {}).get(str(key)) or did_you_mean(str(key), known)
             raise InputError(f"'{key}' is not in {where}. {way_out}")
