@@ -406,3 +406,19 @@ def test_the_package_is_run_as_the_command():
         [sys.executable, "-m", "scdisentangle", "--version"], check=True, capture_output=True
     )
     assert done.stdout.decode().strip() == version("scdisentangle")
+
+
+def test_square_brackets_are_text(adata, tmp_path, capsys):
+    cells = adata.copy()
+    cells.obs["batch"] = cells.obs["batch"].astype(str)
+    cells.obs.loc[cells.obs_names[0], "batch"] = "donor[/a]"
+    cells.write_h5ad(tmp_path / "one[cd4].h5ad")
+    assert run(tmp_path / "one[cd4].h5ad", tmp_path / "out[v2]") == 0
+    said = "".join(capsys.readouterr().out.split())
+    for text in ("one[cd4].h5ad", "out[v2]/", "donor[/a]"):
+        assert text in said
+
+
+def test_a_folder_in_place_of_a_file(tmp_path, capsys):
+    assert run(tmp_path, tmp_path / "out") == 2
+    assert "it is a folder" in error_of(capsys)

@@ -1,5 +1,6 @@
 """A model of an older version, minified data, the hub, and data that are not a plain AnnData."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import anndata as ad
@@ -153,12 +154,32 @@ def test_a_modality_of_mudata_gives_what_it_gives_alone(adata, tmp_path):
         loaded.get_latent_representation(), model.get_latent_representation(), atol=1e-6
     )
     scvi.settings.seed = 1
+    backwards = model._make_data_loader(mdata, np.arange(200)[::-1])
+    np.testing.assert_allclose(
+        model.get_normalized_expression(dataloader=backwards),
+        model.get_normalized_expression().to_numpy()[::-1],
+        rtol=1e-5,
+    )
+    new = MuData({"protein": protein[:40].copy(), "rna": rna[:40].copy()})
+    new["rna"].obs["batch"] = "new"
+    query = DisentangleModel.load_query_data(new, tmp_path / "model")
+    assert query.summary_stats.n_batch == 4
+    model.save(tmp_path / "alone")
+    with pytest.raises(InputError, match="saved without its MuData"):
+        DisentangleModel.load_query_data(new, tmp_path / "alone")
+    scvi.settings.seed = 1
     every = model.posterior_predictive_sample(n_samples=2).todense()
     scvi.settings.seed = 1
     some = model.posterior_predictive_sample(n_samples=2, gene_list=["gene_3", "gene_1"]).todense()
     np.testing.assert_array_equal(some, every[:, [1, 3]])
     by_position = model.get_normalized_expression(None, None, "batch_0", ["gene_3"])
     pd.testing.assert_frame_equal(by_position, table)
+    with pytest.raises(InputError, match="of type AnnData, and the model was made for a MuData"):
+        model.get_latent_representation(rna)
+    with pytest.raises(InputError, match="adata is a MuData: register it with setup_mudata"):
+        DisentangleModel.setup_anndata(mdata, batch_key="batch")
+    with pytest.raises(InputError, match="mdata is of type AnnData, and must be a MuData"):
+        DisentangleModel.setup_mudata(rna, modalities)
     with pytest.raises(InputError, match="takes no MuData"):
         model.get_feature_correlation_matrix()
     with pytest.raises(InputError, match=r"MuData cannot be minified.*mdata\.mod"):
@@ -338,5 +359,50 @@ def test_a_model_made_of_nothing_takes_its_sizes_from_the_data_module(adata, tmp
     assert shapes == {name: weights.shape for name, weights in known.module.state_dict().items()}
     codes = model.get_latent_representation(dataloader=datamodule.train_dataloader())
     assert np.isfinite(codes).all()
+    cells = datamodule.train_dataloader()
+    expression = model.get_normalized_expression(dataloader=cells, return_numpy=True)
+    np.testing.assert_allclose(expression.sum(axis=1), 1, rtol=1e-5)
     with pytest.raises(InputError, match="registry=datamodule.registry to save it"):
         model.save(tmp_path / "model")
+
+
+OPTIONS_OF_A_MODULE = [
+    {"dispersion": "gene-batch"},
+    {"kl_weight_bio": 1.0, "nio_flow": "variational"},
+    {"n_components": 20, "spherical": False},
+    {"lambda_dis": 2.0, "batch_representation": "embedding"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS_OF_A_MODULE)
+def test_a_model_of_a_data_module_loads_as_it_was_made(adata, tmp_path, options):
+    """With the registry that scvi-tools' module of LaminDB's collections gives."""
+    adata = adata.copy()
+    adata.obs["type"] = np.where(np.arange(200) % 2, adata.obs["celltype"].astype(str), "Unknown")
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="type")
+    manager = DisentangleModel._get_most_recent_anndata_manager(adata)
+    datamodule = dataloaders.DataSplitter(manager, batch_size=64)
+    registry = deepcopy(manager.registry)
+    del registry["setup_args"]["unlabeled_category"]
+    registry["field_registries"]["labels"]["state_registry"]["unlabeled_category"] = "Unknown"
+    datamodule.registry = {**registry, "setup_method_name": "setup_datamodule"}
+    datamodule.n_vars, datamodule.n_batch, datamodule.n_obs = 60, 3, 200
+    datamodule.n_labels, datamodule.n_samples = manager.summary_stats.n_labels, 0
+    datamodule.label_keys = None
+    datamodule.batch_labels = registry["field_registries"]["batch"]["state_registry"][
+        "categorical_mapping"
+    ]
+    scvi.settings.seed = 0
+    model = DisentangleModel(registry=datamodule.registry, **SMALL, **options)
+    assert model.module.unlabeled_code == sorted(adata.obs["type"].unique()).index("Unknown")
+    model.train(2, datamodule=datamodule, enable_progress_bar=False)
+    model.save(tmp_path / "model", datamodule=datamodule)
+    loaded = DisentangleModel.load(tmp_path / "model", adata=False)
+    cells = list(dataloaders.AnnDataLoader(manager, batch_size=64))
+    np.testing.assert_allclose(
+        loaded.get_latent_representation(dataloader=cells),
+        model.get_latent_representation(dataloader=cells),
+        atol=1e-6,
+    )
+    assert loaded.module.lambda_dis == model.module.lambda_dis
+    assert type(loaded.module.alignment) is type(model.module.alignment)

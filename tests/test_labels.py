@@ -116,3 +116,14 @@ def test_covariates_are_encoded_or_only_decoded(encoded):
         assert np.allclose(z, moved, atol=1e-6) is not encoded
         x, moved = (model.get_normalized_expression(cells) for cells in (adata, other))
         assert not np.allclose(x, moved, rtol=1e-3)
+
+
+@pytest.mark.parametrize("labels", [lambda i: (i % 3) / 2, lambda i: pd.cut(i, 3)])
+def test_labels_of_any_type_are_predicted(labels):
+    adata = data.simulated(n_cells=90, n_genes=40, seed=0)
+    adata.obs["of"] = labels(np.arange(90))
+    model = fit(adata, 1, labels_key="of")
+    assert set(model.predict()) <= set(adata.obs["of"].unique())
+    soft = model.predict(soft=True)
+    assert set(soft.columns) == set(adata.obs["of"].unique())
+    assert (np.asarray(soft.columns)[soft.to_numpy().argmax(axis=1)] == model.predict()).all()

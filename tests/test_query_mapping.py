@@ -379,3 +379,29 @@ def test_the_reference_must_be_trained(cells):
     for untrained in (DisentangleModel(reference, n_hidden=8), None):
         with pytest.raises(InputError, match="not trained"):
             DisentangleModel.load_query_data(cells[1].copy(), untrained)
+
+
+def test_what_describes_a_query_stays_when_genes_are_added(cells):
+    model, query = fit(cells[0], 1), cells[1][:, :90].copy()
+    query.uns["batch_colors"] = ["red"]
+    query.raw = query[:, :50].copy()
+    returned = DisentangleModel.prepare_query_anndata(query.copy(), model, inplace=False)
+    DisentangleModel.prepare_query_anndata(query, model)
+    for prepared in (query, returned):
+        assert prepared.n_vars == 100
+        assert prepared.uns["batch_colors"] == ["red"]
+        assert prepared.raw.shape == (query.n_obs, 50)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_numbers_in_the_reference_and_text_in_the_query(cells, missing):
+    reference, query = (adata.copy() for adata in cells)
+    reference.obs["celltype"] = np.arange(reference.n_obs) % 3
+    query.obs["celltype"] = "1"
+    if missing:
+        del query.obs["celltype"]
+    before = list(query.obs)
+    model = fit(reference, 1)
+    with pytest.raises(InputError, match="celltype'.*holds text.*numbers.*astype"):
+        DisentangleModel.load_query_data(query, model)
+    assert list(query.obs) == before

@@ -1,16 +1,19 @@
 """Files and folders: complete or absent, never followed, never run."""
 
+import datetime
 import os
 import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -428,3 +431,49 @@ def test_saving_data_that_stay_on_disk_leaves_them_where_they_are(model, tmp_pat
         np.testing.assert_array_equal(codes(trained), expected)
         np.testing.assert_array_equal(codes(DisentangleModel.load(tmp_path / folder)), expected)
     np.testing.assert_array_equal(backed.to_memory().X.toarray(), model.adata.X.toarray())
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        pd.cut(np.arange(60), 3),
+        [datetime.date(2020, 1, 1 + i % 2) for i in range(60)],
+        pd.PeriodIndex(["2020-01", "2021-01"] * 30, freq="M"),
+        pd.to_datetime(["2020-01-01", "2021-01-02"] * 30).tz_localize("UTC"),
+        [Decimal(i % 2) for i in range(60)],
+    ],
+    ids=["intervals", "dates", "periods", "times", "decimals"],
+)
+def test_batches_of_any_type_are_saved(tmp_path, batches):
+    adata = data.simulated(n_cells=60, n_genes=30, seed=0)
+    adata.obs["on"] = batches
+    DisentangleModel.setup_anndata(adata, batch_key="on")
+    model = DisentangleModel(adata, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    loaded = DisentangleModel.load(tmp_path / "model", adata=adata)
+    np.testing.assert_array_equal(codes(loaded), codes(model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_kwargs": {"pickle_protocol": 5}}, "save_kwargs has 'pickle_protocol'"),
+        ({"save_anndata": True}, "saves an AnnData or a MuData.*not there. Leave it out"),
+    ],
+)
+def test_what_could_not_be_read_again_or_is_not_there_is_not_saved(saved, options, message):
+    loaded = DisentangleModel.load(saved, adata=False)
+    with pytest.raises(InputError, match=message):
+        loaded.save(saved.parent / "other", **options)
+    assert files(saved.parent) == ["model"]
+
+
+def test_a_model_is_loaded_as_a_class_that_names_it(saved, model):
+    class Other(DisentangleModel):
+        pass
+
+    with pytest.raises(InputError, match="not a Other"):
+        Other.load(saved)
+    loaded = Other.load(saved, allowed_classes_names_list=["DisentangleModel"])
+    np.testing.assert_allclose(codes(loaded), codes(model), atol=1e-6)

@@ -1,5 +1,6 @@
 """Loggers, checkpoints, tuning, several processes and lower precision, as in scvi-tools."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from scvi.train import SaveCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -312,3 +314,42 @@ def test_an_option_that_train_does_not_have_is_told_where_it_belongs(option, mes
     with pytest.raises(InputError, match=f"'{option}' is no option of train.*{message}"):
         model.train(1, **{option: 1})
     assert all(value.equal(weights[name]) for name, value in model.module.state_dict().items())
+
+
+def test_options_in_configurations_are_as_those_by_name(monkeypatch):
+    class Count(Callback):
+        n_epochs = 0
+
+        def on_train_epoch_end(self, *args):
+            Count.n_epochs += 1
+
+    configured = fit(
+        plan_config={"noise_start": 0.5, "noise_schedule": "constant"},
+        trainer_config={"callbacks": [Count()], "check_val_every_n_epoch": 2},
+    )
+    assert Count.n_epochs == 3
+    assert (configured.history["noise_level"]["noise_level"] == 0.5).all()
+    assert len(configured.history["reconstruction_loss_validation"]) == 1
+    with pytest.raises(InputError, match="'precision=.64.|precision='64'"):
+        fit(trainer_config={"precision": "64"})
+    with pytest.raises(InputError, match="Unknown plan_kwargs option 'noise'"):
+        fit(plan_config={"noise": 1.0})
+    monkeypatch.setattr(scvi.settings, "batch_size", 50)
+    assert fit(1, batch_size=None, train_size=1.0).trainer.num_training_batches == 4
+
+
+def test_training_goes_on_from_a_checkpoint_of_lightnings(tmp_path):
+    kept = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    fit(2, callbacks=[kept], enable_checkpointing=True)
+    model = fit(4, ckpt_path=kept.last_model_path)
+    assert model.trainer.current_epoch == 4
+    assert len(model.history["reconstruction_loss_train"]) == 2
+
+
+@pytest.mark.parametrize("options", [{"train_size": 1.0}, {"check_val_every_n_epoch": None}])
+def test_a_trained_model_can_be_copied(options):
+    model = fit(2, **options)
+    copied = copy.deepcopy(model)
+    np.testing.assert_array_equal(
+        copied.get_latent_representation(), model.get_latent_representation()
+    )

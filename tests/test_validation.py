@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scdisentangle import DisentangleModel, InputError, _validation, data
+from scdisentangle import DisentangleModel, InputError, _validation, data, pp
 
 
 def make(n_cells=40, n_genes=12, n_batches=2, x=None):
@@ -458,7 +458,6 @@ def test_a_mask_and_a_tuple_name_cells():
         {"max_epochs": 0},
         {"max_epochs": 2.5},
         {"max_epochs": 1, "batch_size": 0},
-        {"max_epochs": 1, "batch_size": None},
         {"max_epochs": 1, "train_size": 0},
         {"max_epochs": 1, "train_size": 1.5},
     ],
@@ -545,3 +544,39 @@ def test_new_data_are_looked_at_once(method, monkeypatch):
     assert len(looked_at) == 1
     of_own = getattr(model, method)(indices=np.arange(50), **options)
     np.testing.assert_allclose(np.asarray(of_new), np.asarray(of_own), atol=1e-6)
+
+
+@pytest.mark.parametrize("argument", ["batch_key", "labels_key"])
+def test_a_list_of_columns_where_one_is_meant(argument):
+    adata = data.simulated(n_cells=60, n_genes=30, seed=0)
+    options = {"batch_key": "batch"} | {argument: ["batch", "celltype"]}
+    with pytest.raises(InputError, match=rf"{argument}=\['batch', 'celltype'\] must name one"):
+        DisentangleModel.setup_anndata(adata, **options)
+
+
+def test_values_that_are_taken_away_after_training():
+    adata = data.simulated(n_cells=60, n_genes=30, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    adata.X = None
+    with pytest.raises(InputError, match="changed since they were registered. adata.X is empty"):
+        model.get_latent_representation()
+
+
+def test_covariates_in_an_array():
+    adata = data.simulated(n_cells=60, n_genes=30, seed=0)
+    adata.obs["age"], adata.obs["dose"] = np.arange(60.0), np.arange(60.0)[::-1]
+    keys = np.array(["age", "dose"])
+    DisentangleModel.setup_anndata(adata, "batch", continuous_covariate_keys=keys)
+    assert DisentangleModel(adata).summary_stats.n_extra_continuous_covs == 2
+
+
+def test_lazy_sparse_values_are_looked_at(tmp_path):
+    adata = data.simulated(n_cells=60, n_genes=30, seed=0)
+    dask = pytest.importorskip("dask.array")
+    lazy = adata.copy()
+    lazy.X = dask.from_array(adata.X, chunks=(20, 30), asarray=False)
+    pp.select_genes(lazy, 10, batch_key="batch")
+    pp.select_genes(adata, 10, batch_key="batch")
+    assert lazy.var["highly_variable"].equals(adata.var["highly_variable"])

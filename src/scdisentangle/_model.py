@@ -176,6 +176,7 @@ class DisentangleModel(
         self.module = None
         if not knows_nothing:
             self.module = self._module_cls(**self._sizes(), **self._module_kwargs)
+            self.module.minified_data_type = self.minified_data_type
         self._model_summary_string = self._summary()
         if self.registry_.get("setup_method_name") == "setup_datamodule":
             self._module_cls = self._module_as_made

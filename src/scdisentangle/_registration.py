@@ -106,6 +106,11 @@ class RegistrationMixin:
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         _validation.check_is_anndata(adata)
+        if isinstance(adata, MuData):
+            raise InputError(
+                "adata is a MuData: register it with setup_mudata, or one of its modalities, as "
+                "setup_anndata(mdata.mod['rna'], ...)."
+            )
         cls._check_setup_options("setup_anndata", kwargs)
         _validation.check_no_view(adata)
         adds_labels = kwargs.get("allow_missing_labels") and labels_key not in (None, *adata.obs)
@@ -161,6 +166,11 @@ class RegistrationMixin:
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         cls._check_setup_options("setup_mudata", kwargs)
+        if not isinstance(mdata, MuData):
+            raise InputError(
+                f"mdata is of type {type(mdata).__name__}, and must be a MuData. Register an "
+                "AnnData with setup_anndata."
+            )
         if modalities.get("rna_layer") not in mdata.mod:
             raise InputError(
                 f"modalities={dict(modalities)} names no modality with the values. Give one of "
@@ -241,6 +251,11 @@ class RegistrationMixin:
         else:
             _validation.check_is_anndata(adata)
             setup_args = self.registry_["setup_args"]
+            if isinstance(adata, MuData) != ("modalities" in setup_args):
+                raise InputError(
+                    f"adata is of type {type(adata).__name__}, and the model was made for "
+                    f"{'a MuData' if 'modalities' in setup_args else 'an AnnData'}."
+                )
             self._check_data(adata, setup_args, {"source_registry": self.registry_})
             self._check_kind(*measurements(adata, setup_args))
         self._adopted |= self.adata is None  # scvi-tools makes the data the model's own
@@ -269,6 +284,8 @@ class RegistrationMixin:
         measured, layer = measurements(self.adata, self.registry_["setup_args"])
         try:
             _validation.check_keys(measured, layer, {})
+            if _values.matrix(measured, layer) is None:
+                raise InputError("adata.X is empty.")
             genes = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
             _validation.check_genes(measured, genes)
             of_counts = self.module.fits_counts or self.value_kind_ != "others"

@@ -289,6 +289,8 @@ def _save(save: Callable[..., None], folder: Path, *, prefix: str | None, **kwar
         save(str(folder), prefix=prefix, **kwargs)
         strange = _strange(folder / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}")
     except (pickle.PicklingError, AttributeError) as error:  # of a function without a name
+        if not str(error).startswith("Can't "):
+            raise
         strange = [str(error)]
     if strange:
         raise InputError(

@@ -34,3 +34,12 @@ def test_genes_of_one_name_are_genes_of_their_own(effect):
     ax = pl.batch_effect(effect, n_genes=2, show=False)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["g", "g", "h", "k"]
     np.testing.assert_array_equal(ax.images[0].get_array(), effect.iloc[[0, 1, 3, 4]])
+
+
+def test_of_two_batches_a_gene_stands_at_the_one_that_moves_it_up():
+    """What one moves up the other moves down, by as much but for rounding."""
+    up = np.array([3.0, -2.0, 1.0, -1.5, 0.5, 2.5])
+    rounded = -up * (1 + 1e-15 * np.array([1, -1, 1, 1, -1, -1]))
+    effect = pd.DataFrame({"a": up, "b": rounded}, index=[f"g{i}" for i in range(6)])
+    ax = pl.batch_effect(effect, n_genes=2, show=False)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["g0", "g5", "g1", "g3"]

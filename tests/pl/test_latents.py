@@ -196,3 +196,12 @@ def test_categories_that_are_no_words_have_their_colors(adata, values):
     (collection,) = ax.collections
     for xy, color in zip(collection.get_offsets(), collection.get_facecolors(), strict=True):
         assert to_hex(color) == colors[position[tuple(xy)]]
+
+
+def test_whole_numbers_are_clusters_or_counts(adata):
+    adata.obs["cluster"] = np.arange(90) % 30
+    adata.obs["n_genes"] = np.arange(90) % 31
+    axes = pl.latents(adata, ["cluster", "n_genes"], use_rep="X_disentangle", show=False)
+    assert len(legend(axes[0, 0])) == 30
+    assert axes[1, 0].get_legend() is None
+    np.testing.assert_array_equal(np.sort(axes[1, 0].collections[0].get_array())[[0, -1]], [0, 30])

@@ -68,6 +68,9 @@ def test_on_axes_that_are_given_and_without_labels():
     disentanglement_report(adata, "batch", progress_bar=False)
     _, given = plt.subplots()
     ax = pl.leakage(adata, ax=given, show=False)
+    titles = [text.get_text() for text in ax.texts]
+    assert "batch,\nwithin\ngroups" in titles
+    assert "structure,\nwithin\nbatches" in titles
     assert ax is given
     assert "structure,\nwithin\nbatches" in [text.get_text() for text in ax.texts]
     with pytest.raises(InputError, match="'other' is not in adata.uns"):

@@ -63,7 +63,8 @@ def test_in_axes_of_the_caller(report):
     figure, axes = plt.subplots(1, 4)
     drawn = pl.report(report, ax=axes, show=False)
     assert list(drawn) == list(axes[:3])
-    assert axes[0].get_title() == "Disentanglement: poor, 0.20 of 1"
+    assert axes[0].get_title("left") == "Disentanglement: poor, 0.20 of 1"
+    assert axes[0].get_title() == ""
     assert axes[0].patches
     assert figure.get_suptitle() == ""
     assert not axes[3].patches

@@ -174,3 +174,52 @@ def test_backed_values_give_what_those_in_memory_give(adata, tmp_path, convert):
         pp.pca(cells, 5)
     np.testing.assert_array_equal(backed.var["highly_variable"], adata.var["highly_variable"])
     np.testing.assert_allclose(backed.obsm["X_pca"], adata.obsm["X_pca"], atol=1e-5)
+
+
+@pytest.mark.parametrize("of", [int, float, "boolean"])
+def test_genes_that_other_tools_mark_by_numbers(adata, of):
+    pp.select_genes(adata, 60, batch_key="batch")
+    pp.pca(adata, 5)
+    numbered = adata.copy()
+    numbered.var["highly_variable"] = adata.var["highly_variable"].astype(of)
+    pp.pca(numbered, 5)
+    np.testing.assert_array_equal(numbered.obsm["X_pca"], adata.obsm["X_pca"])
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [
+        (["yes", "no"] * 100, "True or False for each gene, and is 'yes', 'no'"),
+        ([None, True] * 100, "is 'None' for some. Select genes anew"),
+        ([True] + [False] * 199, "True for 1 genes, and components need two"),
+    ],
+)
+def test_marks_of_genes_that_are_none(adata, marks, message):
+    adata.var["highly_variable"] = np.array(marks)
+    with pytest.raises(InputError, match=message):
+        pp.pca(adata)
+
+
+def test_entries_that_are_stored_in_parts(adata):
+    """Counts of 2 and more as one less and one."""
+    whole = adata.X.tocoo()
+    more = whole.data > 1
+    parts = np.r_[whole.data - more, np.ones(more.sum())].astype(np.float32)
+    rows, columns = np.r_[whole.row, whole.row[more]], np.r_[whole.col, whole.col[more]]
+    order = np.argsort(rows, kind="stable")
+    starts = np.r_[0, np.cumsum(np.bincount(rows, minlength=adata.n_obs))]
+    split = adata.copy()
+    split.X = sp.csr_matrix((parts[order], columns[order], starts), shape=adata.shape)
+    assert split.X.nnz > adata.X.nnz
+    for values in (adata, split):
+        pp.select_genes(values, 60, batch_key="batch")
+        pp.pca(values, 5)
+    assert split.var["highly_variable"].equals(adata.var["highly_variable"])
+    np.testing.assert_allclose(split.obsm["X_pca"], adata.obsm["X_pca"], atol=1e-4)
+    assert split.X.nnz > adata.X.nnz
+
+
+@pytest.mark.parametrize("what", [None, {"X": 1}])
+def test_what_is_no_anndata(what):
+    with pytest.raises(InputError, match="must be an AnnData"):
+        pp.select_genes(what, 10)

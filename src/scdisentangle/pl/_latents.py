@@ -48,9 +48,9 @@ def latents(
     adata
         With the codes in ``adata.obsm``.
     color
-        Columns of ``adata.obs``. Floating-point columns get a colour scale, all others a legend, in
-        the colours of ``adata.uns[f"{color}_colors"]`` where they are set. Cells without a value
-        are grey.
+        Columns of ``adata.obs``. Floating-point columns, and whole numbers with more than 30 values,
+        get a colour scale, all others a legend, in the colours of ``adata.uns[f"{color}_colors"]``
+        where they are set. Cells without a value are grey.
     use_rep
         Keys of ``adata.obsm``, or a mapping of keys to titles. By default those that exist of the
         unintegrated PCA (``X_pca``), z_bio (``X_disentangle``) and z_nio (``X_disentangle_batch``).
