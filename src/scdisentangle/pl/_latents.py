@@ -48,7 +48,7 @@ def latents(
     adata
         With the codes in ``adata.obsm``.
     color
-        Columns of ``adata.obs``. Floating-point columns, and whole numbers with more than 30 values,
+        Columns of ``adata.obs``. Floating-point columns, and whole numbers of more than 30 values,
         get a colour scale, all others a legend, in the colours of ``adata.uns[f"{color}_colors"]``
         where they are set. Cells without a value are grey.
     use_rep
