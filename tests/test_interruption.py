@@ -59,6 +59,17 @@ def assert_same_training(model, expected):
         assert list(model.history[name].index) == list(table.index)
 
 
+def test_a_run_that_is_called_again_on_its_model_is_the_same_run(tmp_path):
+    expected = new_model()
+    train(expected)
+    model = new_model()
+    train(model, checkpoint=tmp_path / "state")
+    train(model, checkpoint=tmp_path / "state")
+    assert_same_training(model, expected)
+    train(model, max_epochs=2)  # a further one, whose history is added
+    assert len(model.history["reconstruction_loss_train"]) == 7
+
+
 @pytest.mark.parametrize(
     ("objective", "epoch"), [("contrastive", 1), ("contrastive", 3), ("mutual_information", 5)]
 )

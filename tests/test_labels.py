@@ -118,6 +118,13 @@ def test_covariates_are_encoded_or_only_decoded(encoded):
         assert not np.allclose(x, moved, rtol=1e-3)
 
 
+def test_labels_of_data_that_are_set_are_known(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = DisentangleModel.load(tmp_path / "model", adata=False)
+    loaded.adata = model.adata.copy()
+    assert (loaded.predict() == model.predict()).all()
+
+
 @pytest.mark.parametrize("labels", [lambda i: (i % 3) / 2, lambda i: pd.cut(i, 3)])
 def test_labels_of_any_type_are_predicted(labels):
     adata = data.simulated(n_cells=90, n_genes=40, seed=0)

@@ -81,6 +81,7 @@ class Resuming(Callback):
         """Write the file, unless it was just read or there is nothing to lose yet."""
         if self.restored is not None:
             _set_history(trainer, self.restored["history"])
+            trainer._model.is_trained_ = False  # else scvi-tools adds the history to a former one
             self.restored = None
             return
         if trainer.current_epoch == 0:

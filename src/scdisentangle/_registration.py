@@ -18,6 +18,7 @@ from scvi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
+from scvi.model.base import BaseModelClass
 
 from . import _validation, _values
 from ._errors import InputError, argument_names, check_choice, check_options
@@ -242,6 +243,16 @@ class RegistrationMixin:
                 if argument == "batch_key" and not new_categories:
                     _validation.check_categories(described, key, known)
                 _validation.check_category_type(described, key, known)
+
+    @property
+    def adata(self) -> AnnData | MuData | None:
+        """The model's data. They can be set for a model that was loaded without any."""
+        return self._adata
+
+    @adata.setter
+    def adata(self, adata: AnnData | MuData) -> None:
+        BaseModelClass.adata.fset(self, adata)
+        self._adopted = False
 
     def _validate_anndata(
         self, adata: AnnData | MuData | None = None, copy_if_view: bool = True
