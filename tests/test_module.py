@@ -95,6 +95,7 @@ def test_the_weight_of_the_disentanglement_follows_the_genes(options, per_gene):
         ("n_latent_nio", [0, 2.5]),
         ("n_hidden", [0, 12.5]),
         ("n_hidden_nio", [-1]),
+        ("n_components", [-1, 2.5, True]),
         ("n_layers", [0, -1]),
         ("dropout_rate", [1.0, -0.1]),
         ("input_dropout", [1.0, 1.5]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ._likelihoods import COUNT_LIKELIHOODS
 
 N_COMPONENTS = 200
+LAMBDA_CLS_PER_GENE = 0.01
+"""Weight of the classification: the reconstruction is a sum over genes."""
 LEAST_PER_GENE = {"likelihood": 0.0, "both": 2.0, "squared_error": 5.0}
 """Counts per gene that cells are scaled to at least, by what trains the codes."""
 LAMBDA_DIS_PER_GENE = {"likelihood": 0.01, "both": 0.03, "squared_error": 0.05}
@@ -33,12 +35,27 @@ def default_target_sum(median_library: float, code_loss: str, n_input: int) -> f
     return max(median_library, LEAST_PER_GENE[code_loss] * n_input)
 
 
+def default_lambda_cls(n_input: int) -> float:
+    """Weight of the classification."""
+    return LAMBDA_CLS_PER_GENE * n_input
+
+
 def default_lambda_dis(
     gene_likelihood: str, code_loss: str, n_components: int, n_input: int
 ) -> float:
     """Weight of the disentanglement; an encoder that sees the genes, and the batch, bears least."""
     trained_by = code_loss if gene_likelihood in COUNT_LIKELIHOODS else "squared_error"
     return LAMBDA_DIS_PER_GENE[trained_by if n_components > 0 else "likelihood"] * n_input
+
+
+def default_spherical(kl_weight_bio: float, n_latent_bio: int) -> bool:
+    """Whether ``z_bio`` is on a sphere, which leaves a point or a circle too little room."""
+    return kl_weight_bio == 0 and n_latent_bio > 2
+
+
+def default_axes(spherical: bool, kl_weight_bio: float, n_labels: int) -> bool:
+    """Whether axes are made longer: codes on a sphere are spread, but where labels hold them."""
+    return spherical and kl_weight_bio == 0 and n_labels == 1
 
 
 def default_power_of_axes(code_loss: str) -> float:

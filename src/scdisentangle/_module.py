@@ -17,10 +17,13 @@ from ._alignment import Alignment
 from ._axes import Axes
 from ._codes import CodesMixin
 from ._defaults import (
+    default_axes,
     default_code_loss,
+    default_lambda_cls,
     default_lambda_dis,
     default_n_components,
     default_power_of_axes,
+    default_spherical,
     default_target_sum,
 )
 from ._errors import (
@@ -48,19 +51,6 @@ ENCODERS = ("separate", "shared")
 CODE_LOSSES = ("both", "likelihood", "squared_error")
 BATCH_REPRESENTATIONS = ("one-hot", "embedding")
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
-
-
-def check_n_components(n_components: int, encoder: str) -> None:
-    """Raise :class:`InputError` if an encoder cannot see this number of components."""
-    if n_components == 0:
-        return
-    check_count(n_components=n_components)
-    if encoder == "shared":
-        raise InputError(
-            f"n_components={n_components} leave out what the batch does, which the encoder of "
-            "z_nio must see, and it is one with encoder='shared'. Leave n_components out, or take "
-            "encoder='separate'."
-        )
 
 
 class DisentangleModule(
@@ -264,13 +254,20 @@ class DisentangleModule(
         self.input_dropout = input_dropout
         self.nio_noise_factor = nio_noise_factor
         self.encode_covariates = encode_covariates
-        self.lambda_cls = 0.01 * n_input if lambda_cls is None else lambda_cls
+        self.lambda_cls = default_lambda_cls(n_input) if lambda_cls is None else lambda_cls
         self.kl_weights = {"kl_bio": kl_weight_bio, "kl_nio": kl_weight_nio}
         self.class_balanced = class_balanced
         self.unlabeled_code = unlabeled_code
         if n_components is None:
             n_components = default_n_components(encoder, n_labels, n_batch)
-        check_n_components(n_components, encoder)
+        if n_components != 0:
+            check_count(n_components=n_components)
+            if encoder == "shared":
+                raise InputError(
+                    f"n_components={n_components} leave out what the batch does, which the encoder "
+                    "of z_nio must see, and it is one with encoder='shared'. Leave n_components "
+                    "out, or take encoder='separate'."
+                )
         if code_loss is None:
             code_loss = default_code_loss(
                 gene_likelihood, log_normalize, n_components, kl_weight_bio
@@ -284,7 +281,7 @@ class DisentangleModule(
         self.lambda_dis = lambda_dis
         check_not_negative(lambda_cls=self.lambda_cls, lambda_dis=self.lambda_dis)
         if spherical is None:
-            spherical = kl_weight_bio == 0 and n_latent_bio > 2
+            spherical = default_spherical(kl_weight_bio, n_latent_bio)
 
         self.encoder = TwoCodeEncoder(
             n_input,
@@ -331,7 +328,7 @@ class DisentangleModule(
             Alignment(n_latent_bio, n_batch, spherical=spherical) if alignment else None
         )
         if axes is None:
-            axes = spherical and kl_weight_bio == 0 and n_labels == 1
+            axes = default_axes(spherical, kl_weight_bio, n_labels)
         elif axes and kl_weight_bio > 0:
             raise InputError(
                 f"axes=True is not for a variational z_bio (kl_weight_bio={kl_weight_bio}): the "
