@@ -572,7 +572,7 @@ def test_covariates_in_an_array():
     assert DisentangleModel(adata).summary_stats.n_extra_continuous_covs == 2
 
 
-def test_lazy_sparse_values_are_looked_at(tmp_path):
+def test_lazy_sparse_values_are_selected_from_and_refused_in_training():
     adata = data.simulated(n_cells=60, n_genes=30, seed=0)
     dask = pytest.importorskip("dask.array")
     lazy = adata.copy()
@@ -580,3 +580,7 @@ def test_lazy_sparse_values_are_looked_at(tmp_path):
     pp.select_genes(lazy, 10, batch_key="batch")
     pp.select_genes(adata, 10, batch_key="batch")
     assert lazy.var["highly_variable"].equals(adata.var["highly_variable"])
+    with pytest.raises(InputError, match=r"lazy array of sparse.*adata.X = adata.X.compute\(\)"):
+        DisentangleModel.setup_anndata(lazy, batch_key="batch")
+    lazy.X = dask.from_array(adata.X.toarray(), chunks=(20, 30))
+    DisentangleModel.setup_anndata(lazy, batch_key="batch")

@@ -197,6 +197,7 @@ class RegistrationMixin:
         measured, layer = measurements(adata, setup_args)
         _validation.check_keys(measured, layer, {})
         cls._check_obs(adata, setup_args)
+        _validation.check_can_be_loaded(measured, layer)
         _validation.check_values(measured, layer)
         if (source_registry := options.get("source_registry")) is not None:
             cls._check_against(adata, source_registry, options.get("extend_categories", False))

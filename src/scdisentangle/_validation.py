@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 from scvi import settings
 from scvi.dataloaders import CollectionAdapter
 
@@ -121,6 +122,16 @@ def check_no_view(adata: AnnData) -> None:
         raise InputError(
             "adata is a view of another AnnData, which registration must not write to. Take a copy "
             "first: adata = adata.copy()"
+        )
+
+
+def check_can_be_loaded(adata: AnnData, layer: str | None) -> None:
+    """Raise :class:`InputError` for lazy sparse values, which scvi-tools' loader does not read."""
+    if sparse.issparse(getattr(matrix(adata, layer), "_meta", None)):  # of dask, as its blocks
+        where = _where(layer)
+        raise InputError(
+            f"{where} is a lazy array of sparse blocks, which cannot be cut in minibatches. Read "
+            f"it first: {where} = {where}.compute()"
         )
 
 

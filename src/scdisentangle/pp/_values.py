@@ -22,8 +22,10 @@ def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) 
     _validation.check_keys(adata, layer, {"batch_key": batch_key})
     _validation.check_values(adata, layer)
     values = adata.X if layer is None else adata.layers[layer]
-    if hasattr(values, "to_memory"):
+    if hasattr(values, "to_memory"):  # backed
         values = values.to_memory()
+    elif hasattr(values, "compute"):  # dask's
+        values = values.compute()
     if sp.issparse(values):
         values = values.tocsr(copy=True)
         values.sum_duplicates()
