@@ -136,7 +136,7 @@ class TwoCodeEncoder(nn.Module):
             inject_covariates=False,
             **layers,
         )
-        self.n_components = n_components
+        self.n_components = int(n_components)
         self.components = RelevantComponents(n_input, n_components) if n_components else None
         self.register_buffer("shortcut", torch.tensor(SHORTCUT))
         self.bio_encoder = trunk(n_components or n_input, n_hidden, n_hidden=n_hidden)

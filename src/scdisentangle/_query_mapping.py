@@ -138,7 +138,8 @@ class QueryMappingMixin(ArchesMixin):
         filled = adata if prepared is None else prepared
         if isinstance(filled, AnnData):  # which scvi-tools makes anew, without these
             filled.uns = uns
-            filled.raw = None if raw is None else raw.to_adata()
+            if raw is not None and filled.raw is None:
+                filled.raw = raw.to_adata()
         return prepared
 
     @classmethod
