@@ -556,9 +556,7 @@ def test_a_list_of_columns_where_one_is_meant(argument):
 
 def test_values_that_are_taken_away_after_training():
     adata = data.simulated(n_cells=60, n_genes=30, seed=0)
-    DisentangleModel.setup_anndata(adata, batch_key="batch")
-    model = DisentangleModel(adata, n_hidden=8)
-    model.train(1, enable_progress_bar=False)
+    model = fitted(adata)
     adata.X = None
     with pytest.raises(InputError, match="changed since they were registered. adata.X is empty"):
         model.get_latent_representation()

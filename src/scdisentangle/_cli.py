@@ -153,8 +153,8 @@ def _check(arguments: argparse.Namespace) -> None:
         arguments.label_key = arguments.label_key or "celltype"
         arguments.layer = arguments.layer or "counts"
     elif not arguments.input.is_file():
-        is_folder = " (it is a folder; what is read is one .h5ad)" * arguments.input.is_dir()
-        raise FileNotFoundError(f"there is no file {arguments.input}{is_folder}")
+        found = " (it is a folder; what is read is one .h5ad)" if arguments.input.is_dir() else ""
+        raise FileNotFoundError(f"there is no file {arguments.input}{found}")
     elif arguments.batch_key is None:
         raise InputError(
             "--batch-key is needed with INPUT: name the column of obs with the batches"

@@ -211,18 +211,18 @@ class LatentMixin:
         Array of ``n_cells`` batch names, or a DataFrame ``(n_cells, n_batch)`` if ``soft``.
         """
         adata = self._validate_anndata(adata)
-        cells = self._make_data_loader(adata, indices, batch_size)
+        minibatches = self._make_data_loader(adata, indices, batch_size)
         probabilities = np.concatenate(
             [
                 self.module.classifier(outputs["z_nio"]).softmax(dim=-1).cpu().numpy()
-                for outputs in self._run_encoder(dataloader=cells)
+                for outputs in self._run_encoder(dataloader=minibatches)
             ]
         )
         batches = np.asarray(self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
         if not soft:
             return batches[probabilities.argmax(axis=1)]
-        names = adata.obs_names[positions(indices, adata.n_obs)]
-        return pd.DataFrame(probabilities, index=names, columns=batches)
+        cells = adata.obs_names[positions(indices, adata.n_obs)]
+        return pd.DataFrame(probabilities, index=cells, columns=batches)
 
 
 def _variance(outputs: dict, code: str) -> torch.Tensor:

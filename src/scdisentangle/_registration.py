@@ -35,18 +35,19 @@ class LabelsField(CategoricalObsField):
 
 def _fields(setup_args: Mapping, mod_of: object | None = None) -> list:
     """What is registered of an AnnData, or of a MuData whose modality for an argument is known."""
+    of_mudata = mod_of is not None
 
     def field(kind: type, key: str, argument: str, **options):
-        if mod_of is None:
+        if not of_mudata:
             return kind(key, setup_args[argument], **options)
         options["mod_key"] = getattr(mod_of, argument)
         return MuDataWrapper(kind)(key, setup_args[argument], **options)
 
     values = {"is_count_data": False, "correct_data_format": False}
-    if mod_of is not None:
+    if of_mudata:
         values["mod_required"] = True
     return [
-        field(LayerField, REGISTRY_KEYS.X_KEY, "rna_layer" if mod_of else "layer", **values),
+        field(LayerField, REGISTRY_KEYS.X_KEY, "rna_layer" if of_mudata else "layer", **values),
         field(CategoricalObsField, REGISTRY_KEYS.BATCH_KEY, "batch_key"),
         field(LabelsField, REGISTRY_KEYS.LABELS_KEY, "labels_key"),
         field(NumericalObsField, REGISTRY_KEYS.SIZE_FACTOR_KEY, "size_factor_key", required=False),
@@ -296,8 +297,7 @@ class RegistrationMixin:
         measured, layer = measurements(self.adata, self.registry_["setup_args"])
         try:
             _validation.check_keys(measured, layer, {})
-            if _values.matrix(measured, layer) is None:
-                raise InputError("adata.X is empty.")
+            _validation.check_is_filled(measured, layer)
             genes = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
             _validation.check_genes(measured, genes)
             of_counts = self.module.fits_counts or self.value_kind_ != "others"

@@ -244,7 +244,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
     def on_train_end(self) -> None:
         """Let go of the last minibatch and its graph, with which a model could not be copied."""
         super().on_train_end()
-        del self._metrics, self._guard
+        self._metrics = self._guard = None
 
     def on_train_epoch_end(self) -> None:
         """Stop if a term or a weight is not finite."""

@@ -135,6 +135,12 @@ def check_can_be_loaded(adata: AnnData, layer: str | None) -> None:
         )
 
 
+def check_is_filled(adata: AnnData, layer: str | None) -> None:
+    """Raise :class:`InputError` where there are no values."""
+    if matrix(adata, layer) is None:
+        raise InputError(f"{_where(layer)} is empty: register values with layer=, or set adata.X.")
+
+
 def check_values(adata: AnnData, layer: str | None) -> None:
     """Check that there are cells and genes, and that all values are finite.
 
@@ -146,10 +152,9 @@ def check_values(adata: AnnData, layer: str | None) -> None:
     for count, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
         if count == 0:
             raise InputError(f"adata has no {what} (shape {adata.shape}); nothing can be learnt.")
+    check_is_filled(adata, layer)
     x = matrix(adata, layer)
     where = _where(layer)
-    if x is None:
-        raise InputError(f"{where} is empty: register values with layer=, or set adata.X.")
     if not _is_of_numbers(x):
         raise InputError(f"{where} holds values of type {x.dtype}, and must hold numbers.")
     bad = first_entries(x, lambda block: ~np.isfinite(block))

@@ -75,10 +75,11 @@ def components(
 
 def _is_highly_variable(column: pd.Series) -> np.ndarray:
     """The column as a mask; other tools write it as 0 and 1."""
-    if not column.isin([0, 1]).all():
+    others = column[~column.isin([0, 1])].unique()
+    if len(others):
         raise InputError(
             "adata.var['highly_variable'] must be True or False for each gene, and is "
-            f"{name_some(column[~column.isin([0, 1])].unique())} for some. Select genes anew, "
+            f"{name_some(others)} for some. Select genes anew, "
             "scdisentangle.pp.select_genes, or delete the column to use all."
         )
     mask = column.to_numpy(dtype=bool)
