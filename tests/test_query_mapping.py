@@ -402,6 +402,6 @@ def test_numbers_in_the_reference_and_text_in_the_query(cells, missing):
         del query.obs["celltype"]
     before = list(query.obs)
     model = fit(reference, 1)
-    with pytest.raises(InputError, match="celltype'.*holds text.*numbers.*astype"):
+    with pytest.raises(InputError, match="celltype'.*of type str .*of type int.*astype"):
         DisentangleModel.load_query_data(query, model)
     assert list(query.obs) == before

@@ -394,13 +394,17 @@ def test_a_label_that_is_nearly_the_one_of_unlabelled_cells_is_named(found, give
         )
 
 
-def test_batches_of_another_type():
+@pytest.mark.parametrize(
+    ("of_model", "kind"),
+    [(pd.to_numeric, "int"), (lambda batch: pd.to_datetime("2026-01-1" + batch), "datetime")],
+)
+def test_batches_of_another_type(of_model, kind):
     adata = make()
-    adata.obs["batch"] = adata.obs["batch"].str[1:].astype(int)
+    adata.obs["batch"] = of_model(adata.obs["batch"].str[1:])
     model = fitted(adata)
     new = make()
     new.obs["batch"] = new.obs["batch"].str[1:]
-    with pytest.raises(InputError, match="type str here and were of type int"):
+    with pytest.raises(InputError, match=f"of type str .*were of type {kind}.*astype"):
         model.get_latent_representation(new)
 
 

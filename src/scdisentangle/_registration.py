@@ -242,9 +242,8 @@ class RegistrationMixin:
             if (key := setup_args[argument]) is not None:
                 known = states[field]["categorical_mapping"]
                 described = description(adata, setup_args, argument)
-                if argument == "batch_key" and not new_categories:
-                    _validation.check_categories(described, key, known)
-                _validation.check_category_type(described, key, known)
+                may_be_new = argument == "labels_key" or new_categories
+                _validation.check_categories(described, key, known, may_be_new)
 
     @property
     def adata(self) -> AnnData | MuData | None:

@@ -350,41 +350,44 @@ def check_genes(adata: AnnData, var_names: Sequence[str]) -> None:
     )
 
 
-def check_category_type(adata: AnnData, key: str, known: Iterable[object]) -> None:
-    """Raise :class:`InputError` for text where the model's data have numbers, or the reverse."""
-    found, known = adata.obs[key].unique(), list(known)
-    is_text, was_text = (any(isinstance(v, str) for v in values) for values in (found, known))
-    if is_text != was_text and len(known) > 0:
-        raise InputError(
-            f"adata.obs['{key}'] holds {'text' if is_text else 'numbers'} ({name_some(found)}), "
-            f"and that of the model's data {'text' if was_text else 'numbers'} "
-            f"({name_some(known)}). Make them of one type, text best before the model is made: "
-            f"adata.obs['{key}'] = adata.obs['{key}'].astype(str)"
-        )
+def check_categories(
+    adata: AnnData, key: str, known: Iterable[object], may_be_new: bool = False
+) -> None:
+    """Check categories of a column of ``.obs`` against those of the model's own data.
 
-
-def check_categories(adata: AnnData, key: str, known: Iterable[object]) -> None:
-    """Check that a column of ``.obs`` has no category that the model did not see in training.
+    Parameters
+    ----------
+    adata, key
+        The data, and the column's name.
+    known
+        Categories that the model was made with.
+    may_be_new
+        Whether there may be others.
 
     Raises
     ------
     InputError
-        If it has.
+        If they are of another type, or others that may not be.
     """
     known = list(known)
     unseen = [value for value in adata.obs[key].unique() if value not in known]
     if not unseen:
         return
-    way_out = (
-        "Map these cells onto the model (load_query_data), leave them out, or train a model on all."
-    )
-    if all(str(value) in map(str, known) for value in unseen):
+    same_words = {str(value) for value in unseen} <= {str(value) for value in known}
+    if known and (same_words or isinstance(unseen[0], str) != isinstance(known[0], str)):
         found, needed = type(unseen[0]).__name__, type(known[0]).__name__
-        way_out = f"They are of type {found} here and were of type {needed}: make them that."
-    raise InputError(
-        f"adata.obs['{key}'] has values that the model did not see in training: "
-        f"{name_some(unseen)}. It knows {name_some(known, limit=10)}. {way_out}"
-    )
+        raise InputError(
+            f"adata.obs['{key}'] holds values of type {found} ({name_some(unseen)}), and in the "
+            f"model's data they were of type {needed} ({name_some(known)}). Make them of one type, "
+            "text best before the model is made: "
+            f"adata.obs['{key}'] = adata.obs['{key}'].astype(str)"
+        )
+    if not may_be_new:
+        raise InputError(
+            f"adata.obs['{key}'] has values that the model did not see in training: "
+            f"{name_some(unseen)}. It knows {name_some(known, limit=10)}. Map these cells onto the "
+            "model (load_query_data), leave them out, or train a model on all."
+        )
 
 
 def _is_of_numbers(x, kinds: str = "biuf") -> bool:
