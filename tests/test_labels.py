@@ -84,6 +84,12 @@ def test_new_cells_are_no_reference_for_a_model_without_data(model, tmp_path):
         loaded.predict(new)
 
 
+@pytest.mark.parametrize("n_neighbors", [0, 2.5])
+def test_neighbours_must_be_some(model, n_neighbors):
+    with pytest.raises(InputError, match=f"n_neighbors={n_neighbors} must be"):
+        model.predict(n_neighbors=n_neighbors)
+
+
 def test_without_labels_there_is_nothing_to_predict():
     adata = data.simulated(n_cells=100, n_genes=50, seed=0)
     with pytest.raises(InputError, match="labels_key"):

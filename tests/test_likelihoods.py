@@ -43,6 +43,24 @@ def test_loss_is_summed_over_genes_for_each_cell(likelihood):
     np.testing.assert_allclose(loss, -EXPECTED[likelihood].sum(axis=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("likelihood", EXPECTED)
+def test_each_of_several_draws_has_its_loss(likelihood):
+    output, zi = (torch.tensor(np.stack([a, a[::-1]])) for a in (OUTPUT, ZI_LOGITS))
+    library, dispersion = torch.tensor(np.log(LIBRARY)), torch.tensor(LOG_DISPERSION)
+    counts = torch.tensor(COUNTS, dtype=torch.float64)
+    loss = reconstruction_loss(
+        likelihood,
+        expression_distribution(likelihood, output, library, dispersion, zi),
+        counts,
+    )
+    for draw in range(2):
+        one = expression_distribution(likelihood, output[draw], library, dispersion, zi[draw])
+        expected = -one.log_prob(counts).sum(dim=-1)
+        if likelihood == "mse":
+            expected = (output[draw] - counts).square().sum(dim=-1)
+        np.testing.assert_allclose(loss[draw], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
 def test_counts_that_are_not_whole_have_the_densities_by_log_gammas(likelihood):
     y = COUNTS * 0.7

@@ -223,6 +223,15 @@ def test_what_is_frozen_stays_frozen_in_a_saved_query(cells, tmp_path, n_epochs)
     assert loaded.module.gene_shifts.shifts[2].any()
 
 
+def test_what_is_frozen_stays_frozen_in_a_copy(cells):
+    model = fit(cells[0].copy(), 3)
+    copied = deepcopy(DisentangleModel.load_query_data(cells[1].copy(), model))
+    before = copied.module.flow.codes[2].clone()
+    copied.train(3, enable_progress_bar=False)
+    assert_reference_is_unchanged(model, copied)
+    assert not copied.module.flow.codes[2].equal(before)
+
+
 def test_a_query_of_an_older_file_is_not_trained(cells, tmp_path):
     model = fit(cells[0].copy(), 3)
     query_model = mapped(model, cells[1], 2)

@@ -167,7 +167,7 @@ def test_a_match_counts_less_the_farther_apart_it_is():
 
 def test_cells_are_averaged_with_the_nearest_of_their_batch():
     rng = np.random.default_rng(0)
-    z, batch = rng.normal(size=(60, 5)), np.repeat([0, 1, 2], [40, 15, 5])
+    z, batch = rng.normal(size=(60, 5)), rng.permutation(np.repeat([0, 1, 2], [40, 15, 5]))
     averages = average_of_batch(z, batch) @ z
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)
     for cell in range(len(z)):

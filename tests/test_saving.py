@@ -52,6 +52,21 @@ def test_any_name_of_a_folder(model, tmp_path, name):
     assert DisentangleModel.load_registry(tmp_path / "new" / name)["model_name"]
 
 
+def test_options_that_the_caller_changes_later_are_saved_as_they_were(tmp_path):
+    adata = data.simulated(n_cells=60, n_genes=30, seed=0)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    objective = {"contrastive": {"temperature": 0.1}}
+    model = DisentangleModel(adata, n_hidden=8, objective=objective)
+    objective["contrastive"]["temperature"] = 0.9
+    objective["mutual_information"] = 1.0
+    model.train(1, enable_progress_bar=False)
+    model.save(tmp_path / "model", save_anndata=True)
+    loaded = DisentangleModel.load(tmp_path / "model")
+    assert [objective.temperature for objective in loaded.module.disentanglement.objectives] == [
+        0.1
+    ]
+
+
 def test_two_models_in_one_folder_by_prefix(model, tmp_path):
     model.save(tmp_path / "models", prefix="a_")
     model.save(tmp_path / "models", prefix="b_", overwrite=True)

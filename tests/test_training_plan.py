@@ -229,6 +229,9 @@ def test_z_nio_learns_in_the_steps_that_have_the_classification(case):
         {"lr_warmup": -1},
         {"reconstruction_floor": -1},
         {"reconstruction_floor": 1.5},
+        {"lr": -1.0},
+        {"eps": 0},
+        {"eps": "small"},
     ],
 )
 def test_schedules_out_of_their_range_are_refused(options):

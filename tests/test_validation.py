@@ -483,6 +483,7 @@ def test_a_plateau_of_validation_needs_cells_that_validate():
         {"train_size": 1.0, "datamodule": None},
         {"train_size": 0.99},
         {"validation_size": 0},
+        {"validation_size": 0.001},
     ):
         with pytest.raises(InputError, match="reduce_lr_on_plateau=True watches.*smaller train"):
             model.train(1, **options, plan_kwargs={"reduce_lr_on_plateau": True})

@@ -40,8 +40,11 @@ class EpochLogMixin(LightningModule):
         options |= {"on_step": False, "on_epoch": True}
         size = options.pop("batch_size", None) or self._n_cells
         _, values = self._kept[self._current_fx_name].setdefault(name, (options, []))
-        value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
-        values.append((value.detach(), size))
+        if isinstance(value, Tensor):
+            value = value.detach().to(self.device, torch.float32)
+        else:  # made there, where a copy would wait for the device
+            value = torch.full((), float(value), device=self.device)
+        values.append((value, size))
         if len(values) == STEPS_KEPT:
             values[:] = [_mean(values)]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from torch import Tensor, nn
 
 
 class FreezingMixin:
     """Of a module with ``gene_shifts``."""
+
+    grown_: tuple[str, ...] = ()
+    """Names of the parameters of which a part alone is trained."""
 
     def freeze(
         self, known: Mapping[str, Tensor], free: Sequence[str] = (), dropout: bool = False
@@ -26,15 +28,22 @@ class FreezingMixin:
             Whether to switch dropout off.
         """
         self.gene_shifts.learned = True
-        for name, parameter in self.named_parameters():
-            if name.startswith(tuple(free)):
-                continue
-            parameter.requires_grad = name in known
-            if name in known:
-                parameter.register_hook(partial(_of_new_values, ~known[name]))
+        held = [name for name, _ in self.named_parameters() if not name.startswith(tuple(free))]
+        for name in held:
+            self.get_parameter(name).requires_grad = name in known
+        self.grown_ = tuple(name for name in held if name in known)
+        for name in self.grown_:
+            self.register_buffer(_mask_of(name), ~known[name], persistent=False)
         for layer in self.modules():
             if dropout and isinstance(layer, nn.Dropout):
                 layer.p = 0.0
+
+    def hold_known_values(self) -> None:
+        """Set gradients of the reference's values to 0, where a part of a parameter is trained."""
+        for name in self.grown_:
+            gradient = self.get_parameter(name).grad
+            if gradient is not None:
+                gradient *= self.get_buffer(_mask_of(name))
 
     @property
     def is_partly_frozen(self) -> bool:
@@ -48,5 +57,5 @@ class FreezingMixin:
         return not any(parameter.requires_grad for parameter in self.parameters())
 
 
-def _of_new_values(new: Tensor, gradient: Tensor) -> Tensor:
-    return gradient * new.to(gradient.device)
+def _mask_of(name: str) -> str:
+    return f"is_new_in_{name.replace('.', '_')}"  # names of buffers have no points

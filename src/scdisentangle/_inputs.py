@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._errors import InputError
 from ._likelihoods import COUNT_LIKELIHOODS
-from .data._loading import ABOVE_ZERO_KEY
+from ._sparse_losses import ABOVE_ZERO_KEY
 
 
 class InputsMixin:

@@ -31,7 +31,8 @@ UNINTEGRATED, BIO, BATCH = "X_unintegrated", "X_disentangle", "X_disentangle_bat
 def integrate(arguments: argparse.Namespace) -> None:
     """Run all steps and write the folder ``arguments.out``."""
     console = Console()
-    with _plain_messages(console), _output.complete_folder(arguments.out) as folder:
+    new_folder = _output.complete_folder(arguments.out, overwrite=arguments.overwrite)
+    with _plain_messages(console), new_folder as folder:
         steps = _Steps(console)
         adata = _read(arguments, steps)
         steps.expect(_expected_seconds(adata, arguments))

@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 from sklearn.neighbors import KNeighborsClassifier
 from tqdm.auto import trange
 
-from ._errors import InputError
+from ._errors import InputError, check_count
 from ._validation import positions
 
 OTHER_BATCH = 0.15
@@ -64,6 +64,7 @@ class LabelMixin:
         InputError
             If no cell is labelled.
         """
+        check_count(n_neighbors=n_neighbors)
         labelled = self._labelled_codes()
         if labelled is None:
             raise InputError(

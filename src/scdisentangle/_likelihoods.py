@@ -93,15 +93,25 @@ def reconstruction_loss(
         Counts, or normalised values for ``"mse"`` and ``"normal"``, ``(n_cells, n_genes)``.
     above_zero
         Where counts are above 0, as an index of the flattened target, where it is known.
+
+    Returns
+    -------
+    Of several draws of the codes, which come first in the shape of ``px``, the error of each.
     """
     if gene_likelihood == "mse":
         return squared_error(px.mean, target)
-    if target.device.type != "cpu":  # finding the counts above 0 would mean waiting for the device
-        return -px.log_prob(target).sum(dim=-1)
-    if gene_likelihood == "nb":
-        return negative_binomial_loss(px.mu, px.dispersion, target, above_zero)
-    if gene_likelihood == "zinb":
-        return zero_inflated_loss(px.mu, px.dispersion, px.zi_logits, target, above_zero)
-    if gene_likelihood == "poisson":
+    if _takes_sparse_form(gene_likelihood, px, target):
+        if gene_likelihood == "nb":
+            return negative_binomial_loss(px.mu, px.dispersion, target, above_zero)
+        if gene_likelihood == "zinb":
+            return zero_inflated_loss(px.mu, px.dispersion, px.zi_logits, target, above_zero)
         return poisson_loss(px.rate, target, above_zero)
     return -px.log_prob(target).sum(dim=-1)
+
+
+def _takes_sparse_form(gene_likelihood: GeneLikelihood, px: Distribution, target: Tensor) -> bool:
+    """Whether there is one draw of counts on a CPU; a GPU would wait to find those above 0."""
+    if gene_likelihood not in COUNT_LIKELIHOODS or target.device.type != "cpu":
+        return False
+    mean = px.rate if gene_likelihood == "poisson" else px.mu
+    return mean.shape == target.shape

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from ._likelihoods import reconstruction_loss
-from .data._loading import ABOVE_ZERO_KEY
+from ._sparse_losses import ABOVE_ZERO_KEY
 from .objectives import batch_cross_entropy, calibrated, squared_error
 
 

@@ -6,6 +6,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
@@ -148,6 +149,7 @@ class DisentangleModel(
             raise InputError(
                 f"n_latent={n_latent} is another name of n_latent_bio={n_latent_bio}: give one."
             )
+        objective, module_kwargs = deepcopy((objective, module_kwargs))  # which are kept
         n_latent_bio = n_latent_bio if n_latent is None else n_latent
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:

@@ -239,6 +239,7 @@ class DisentangleModule(
         check_choice("batch_representation", batch_representation, BATCH_REPRESENTATIONS)
         embedding = dict(batch_embedding_kwargs or {})
         check_options(embedding, {"embedding_dim"}, "batch_embedding_kwargs")
+        check_count(**embedding)
         self.embeds_batch = batch_in_decoder and batch_representation == "embedding"
         if self.embeds_batch:  # first, because scvi-tools' class loads the file's first weights
             self.init_embedding(REGISTRY_KEYS.BATCH_KEY, n_batch, **embedding)

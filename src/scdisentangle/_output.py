@@ -1,10 +1,11 @@
-"""A folder of results that appears when it is complete, and never in the place of another."""
+"""A folder of results that appears when it is complete, in the place of its own kind only."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from ._aside import aside, flush
@@ -51,14 +52,31 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def complete_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder` that takes its place at the end, or vanishes on failure."""
+def complete_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder beside `folder` that takes its place at the end, or vanishes on failure.
+
+    Raises
+    ------
+    OSError
+        As :func:`check_free`, of what came to `folder` in the meantime. What was written is then in
+        a folder beside it, which the message names.
+    """
     folder = folder.absolute()
     partial, replaced = aside(folder), aside(folder, "replaced")
     partial.mkdir()
     try:
         yield partial
         flush(partial)
+        try:
+            check_free(folder, overwrite=overwrite)
+        except OSError as error:
+            others = (folder.with_name(f"{folder.name}_{i}") for i in count(2))
+            kept = next(other for other in others if not other.exists())
+            partial.rename(kept)
+            raise FileExistsError(
+                f"{folder} has changed while this ran, and is left as it is. The results are in "
+                f"{kept}"
+            ) from error
         if folder.exists():
             folder.rename(replaced)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.linalg import eigh
-from scipy.sparse import csr_array, lil_array
+from scipy.sparse import block_diag, csr_array
 from scipy.sparse.csgraph import laplacian
 from sklearn.decomposition import PCA
 from sklearn.neighbors import kneighbors_graph
@@ -155,14 +155,14 @@ def average_of_batch(z: np.ndarray, batch: np.ndarray) -> csr_array:
 
     Nearest by cosine similarity; all others, where a batch has fewer.
     """
-    weights = lil_array((len(z), len(z)))
     unit = normalize(z)
-    for b in np.unique(batch):
-        cells = np.flatnonzero(batch == b)
+    of_batch = [np.flatnonzero(batch == b) for b in np.unique(batch)]
+    graphs = []
+    for cells in of_batch:
         n = min(N_NEIGHBORS + 1, len(cells))
-        near = kneighbors_graph(unit[cells], n, include_self=True)
-        weights[np.ix_(cells, cells)] = near / n
-    return weights.tocsr()
+        graphs.append(kneighbors_graph(unit[cells], n, include_self=True) / n)
+    back = np.argsort(np.concatenate(of_batch))
+    return csr_array(block_diag(graphs, format="csr")[back][:, back])
 
 
 def matched_cells(z: np.ndarray, batch: np.ndarray) -> csr_array:

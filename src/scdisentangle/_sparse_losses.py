@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import softplus
 
+ABOVE_ZERO_KEY = "X_above_zero"
+"""Key in a minibatch: :func:`where_above_zero` of its values, where the loader knows it."""
+
 
 def where_above_zero(counts: Tensor) -> Tensor:
     """Where counts are not 0, as an index of the flattened matrix, shape ``(n_above_zero,)``."""

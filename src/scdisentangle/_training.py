@@ -312,7 +312,8 @@ def _some_validate(n_obs: int, train_size: float | None, options: Mapping) -> bo
     splits = (options.get("datasplitter_kwargs") or {}).get("external_indexing")
     if splits is not None:
         return len(splits) > 1 and splits[1] is not None and len(splits[1]) > 0
-    return n_obs * (1 - (train_size or 0.9)) >= 1 and options.get("validation_size") != 0
+    share = options.get("validation_size")
+    return n_obs * (1 - (train_size or 0.9) if share is None else share) >= 1
 
 
 def default_max_epochs(n_obs: int) -> int:

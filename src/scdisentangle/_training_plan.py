@@ -21,6 +21,7 @@ from ._errors import (
     check_count,
     check_not_negative,
     check_options,
+    check_positive,
     check_share,
 )
 from ._finite import FiniteGuard
@@ -114,7 +115,8 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         known = argument_names(TrainingPlan, DisentangleTrainingPlan) - {"module"}
         check_options(kwargs, known, "plan_kwargs")
         check_choice("noise_schedule", noise_schedule, get_args(_schedules.NoiseSchedule))
-        check_not_negative(noise_start=noise_start, noise_end=noise_end)
+        check_not_negative(noise_start=noise_start, noise_end=noise_end, lr=lr)
+        check_positive(eps=eps)
         if reconstruction_floor is not None:
             check_share(reconstruction_floor=reconstruction_floor)
         lengths = {"dis_warmup": dis_warmup, "dis_ramp": dis_ramp, "lr_warmup": lr_warmup}
@@ -296,6 +298,11 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             for optimizer in optimizers:
                 optimizer.step()
         return loss
+
+    def on_after_backward(self) -> None:
+        """Leave what a query's reference knows as it is."""
+        super().on_after_backward()
+        self.module.hold_known_values()
 
     @torch.no_grad()
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: object, mode: str) -> None:

@@ -43,7 +43,7 @@ def test_confusion_counts_true_classes_in_rows():
 
 
 def test_means_over_groups():
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(6)
     x, y = two_clouds(rng, 3.0, 300)
     group = np.repeat(["g", "h", "i"], 100)
     x[group == "h"] = rng.normal(size=(100, 2))
@@ -67,6 +67,20 @@ def test_means_over_groups():
     assert table.at["mean over labels", "upper"] < table.loc[["g", "h", "i"], "upper"].mean()
 
 
+def test_groups_of_one_size_have_nulls_of_their_own():
+    """The variance of a mean of eight independent nulls is an eighth of theirs."""
+    rng = np.random.default_rng(5)
+    x, y = two_clouds(rng, 3.0, 400)
+    group = np.repeat(list("abcdefgh"), 50)
+    columns = {"batch": pd.Series(y.astype(str)), "labels": pd.Series(group)}
+    answers, _ = ask(
+        [Question("z", "batch", "labels")], {"z": x}, columns, min_cells=5, max_cells=None, seed=0
+    )
+    table = answers_table(answers, n_permutations=2000).set_index("within")
+    width = (table["upper"] - table["luck"]).pow(2)
+    assert width["mean over labels"] == pytest.approx(width[list("abcdefgh")].mean() / 8, rel=0.2)
+
+
 def test_a_mean_is_of_all_cells_and_of_the_most_classes():
     """Cells without a target or a group are in none."""
     rng = np.random.default_rng(4)
@@ -84,8 +98,9 @@ def test_a_mean_is_of_all_cells_and_of_the_most_classes():
     table = answers_table(answers, n_permutations=30).set_index("within")
     assert table["n_cells"].to_dict() == {"mean over labels": 142, "g": 56, "h": 86}
     assert table["n_classes"].to_dict() == {"mean over labels": 3, "g": 2, "h": 3}
+    rng = np.random.default_rng(0)
     for name, answer in zip(("g", "h"), answers, strict=True):
-        null = answer.held_out.null(30, 0)
+        null = answer.held_out.null(30, rng)
         assert table.at[name, "upper"] == pytest.approx(np.quantile(null, 0.95))
         assert table.at[name, "luck"] == pytest.approx(null.mean())
 

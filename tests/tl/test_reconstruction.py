@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from scvi.data._constants import ADATA_MINIFY_TYPE
+from scvi.distributions import NegativeBinomial
 
 from scdisentangle import DisentangleModel
 from scdisentangle.data import simulated
@@ -40,10 +42,48 @@ def test_nothing_is_explained_by_a_decoder_that_reads_neither(model):
     assert np.isnan(list(reconstruction_shares(model).values())).all()
 
 
-def test_shares_add_up_and_can_be_repeated(model):
+def test_shares_are_the_shapley_values_of_the_errors(model):
+    """By hand, on one minibatch, with scvi-tools' distribution."""
+    rng = np.random.default_rng(0)
+    cells = rng.permutation(150)[:100]
+    of_bio, of_nio = rng.permutation(100), rng.permutation(100)
+    adata, module, own = model.adata[cells], model.module, np.arange(100)
+    z_bio, z_nio = (
+        torch.tensor(model.get_latent_representation(indices=cells, representation=code))
+        for code in ("bio", "batch")
+    )
+    batch = torch.tensor(adata.obs["batch"].cat.codes.to_numpy(copy=True)).long()[:, None]
+    counts = torch.tensor(adata.X.toarray())
+
+    @torch.no_grad()
+    def error(bio, nio):
+        library = counts.sum(1, keepdim=True)
+        rate = library * module.decode(z_bio[bio], z_nio[nio], batch[nio]).output.softmax(-1)
+        px = NegativeBinomial(mu=rate, theta=module.log_dispersion.exp())
+        return -px.log_prob(counts).sum().item()
+
+    neither, both = error(of_bio, of_nio), error(own, own)
+    with_bio, with_nio = error(own, of_nio), error(of_bio, own)
+    alone, last = neither - with_bio, with_nio - both
+    expected = (alone + last) / 2 / (neither - both)
     shares = reconstruction_shares(model, max_cells=100)
-    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["z_bio"] == pytest.approx(expected, rel=1e-4)
+    assert shares["z_nio"] == pytest.approx(1 - expected, rel=1e-4)
     assert shares == reconstruction_shares(model, max_cells=100)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "mse", "normal"])
+def test_minified_data_that_kept_their_counts_have_the_shares_of_the_data(likelihood):
+    adata = simulated(n_cells=150, n_genes=40, n_types=2)
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_hidden=16, gene_likelihood=likelihood)
+    model.train(60, enable_progress_bar=False)
+    expected = reconstruction_shares(model)
+    adata.obsm["X_latent_qzm"], adata.obsm["X_latent_qzv"] = model.get_latent_representation(
+        return_dist=True
+    )
+    model.minify_adata(ADATA_MINIFY_TYPE.LATENT_POSTERIOR_WITH_COUNTS)
+    assert reconstruction_shares(model) == pytest.approx(expected, rel=1e-5)
 
 
 def test_shares_are_shapley_values_of_the_errors(model, monkeypatch):

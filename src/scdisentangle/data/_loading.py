@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from scdisentangle._errors import InputError
+from scdisentangle._sparse_losses import ABOVE_ZERO_KEY
 
 logger = logging.getLogger(__name__)
-ABOVE_ZERO_KEY = "X_above_zero"
-"""Key in a minibatch: where its values are not 0, as an index of the flattened matrix."""
 SHARE_OF_FREE_MEMORY = 0.5
 OPTIONS = {"batch_size", "distributed_sampler", "drop_dataset_tail"}
 """Options of scvi-tools' loader that ours takes too."""

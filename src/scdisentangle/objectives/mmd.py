@@ -259,14 +259,12 @@ class BatchMMD(_KernelObjective):
         """Mean MMD² over pairs of batches; 0 where the minibatch has no pair to compare."""
         members = one_hot(codes.batch, self.n_batch, codes.z_bio)
         sizes = members.sum(0)
-        members = members[:, sizes >= self.min_cells]
-        if members.shape[1] < 2:
-            return differentiable_zero(codes.z_bio)
+        enough = (sizes >= self.min_cells).to(members)
+        pairs = torch.outer(enough, enough).triu(1)
         table = pairwise_mmd2(
-            self.similarity(codes.z_bio), members / members.sum(0), self.estimator
+            self.similarity(codes.z_bio), members / sizes.clamp_min(1.0), self.estimator
         )
-        first, second = torch.triu_indices(*table.shape, offset=1, device=table.device)
-        return table[first, second].mean()
+        return (pairs * table).sum() / pairs.sum().clamp_min(1.0)
 
 
 class LocalBatchMMD(_KernelObjective):
@@ -320,8 +318,6 @@ class LocalBatchMMD(_KernelObjective):
         product = sizes.unsqueeze(-1) * sizes.unsqueeze(-2)
         total = (sizes.unsqueeze(-1) + sizes.unsqueeze(-2)).clamp_min(1.0)
         pairs = (product / total).triu(1)
-        if not pairs.any():
-            return differentiable_zero(codes.z_bio)
         weights = parts / parts.sum(1, keepdim=True).clamp_min(1e-12)
         table = pairwise_mmd2(self.similarity(codes.z_bio), weights, self.estimator)
-        return (pairs * table).sum() / pairs.sum()
+        return (pairs * table).sum() / pairs.sum().clamp_min(1e-12)

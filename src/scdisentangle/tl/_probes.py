@@ -75,7 +75,7 @@ class HeldOut(NamedTuple):
         counts = confusion_matrix(self.truth, named, labels=range(len(self.classes)))
         return pd.DataFrame(counts, index=self.classes, columns=self.classes)
 
-    def null(self, n_permutations: int, seed: int = 0) -> np.ndarray:
+    def null(self, n_permutations: int, seed: int | np.random.Generator = 0) -> np.ndarray:
         """Balanced accuracy of the stronger probe where the code says nothing about the class.
 
         The true classes are permuted within each fold: given the folds that a probe was trained on,

@@ -143,7 +143,8 @@ def answers_table(
     rows = []
     for question, asked in by_question.items():
         of_groups = [answer.row() for answer in asked]
-        nulls = [answer.held_out.null(n_permutations, seed) for answer in asked]
+        rng = np.random.default_rng(seed)  # groups of one size would have one null by one seed
+        nulls = [answer.held_out.null(n_permutations, rng) for answer in asked]
         if question.groups:
             of_groups.insert(0, _mean(of_groups, question.groups))
             nulls.insert(0, np.mean(nulls, axis=0))

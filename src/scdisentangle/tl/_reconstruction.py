@@ -50,7 +50,8 @@ def reconstruction_shares(
     module.eval()
     errors = {(bio, nio): 0.0 for bio in (True, False) for nio in (True, False)}
     for tensors in model._make_data_loader(adata=model.adata, indices=cells):
-        inferred = module.inference(**module._get_inference_input(tensors))
+        inputs = module._get_inference_input(tensors, full_forward_pass=True)
+        inferred = module.inference(**inputs)
         own = module._get_generative_input(tensors, inferred)
         n = len(own["z_bio"])
         of_bio, of_nio = (torch.as_tensor(rng.permutation(n)) for _ in range(2))
