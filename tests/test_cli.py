@@ -141,6 +141,19 @@ def test_the_seed_reaches_training(source, tmp_path):
     assert not np.allclose(codes["a"], codes["c"])
 
 
+def test_the_report_of_an_earlier_run_is_not_that_of_this_one(source, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(source, first) == 0
+    adata = ad.read_h5ad(first / "adata.h5ad")
+    assert "disentanglement" in adata.uns
+    adata.obs["batch"] = "only"
+    adata.write_h5ad(tmp_path / "one_batch.h5ad")
+    assert run(tmp_path / "one_batch.h5ad", second) == 0
+    assert "The codes were not scored" in capsys.readouterr().out
+    assert not (second / "report.png").exists()
+    assert "disentanglement" not in ad.read_h5ad(second / "adata.h5ad").uns
+
+
 def test_too_few_cells_to_score_is_a_warning(adata, tmp_path, capsys):
     adata[:80].copy().write_h5ad(tmp_path / "few.h5ad")
     assert run(tmp_path / "few.h5ad", tmp_path / "out", "--label-key", "celltype") == 0

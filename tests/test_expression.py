@@ -503,6 +503,47 @@ def test_the_decoder_may_read_an_embedding_of_the_batch(adata, tmp_path):
             fit(adata, 1, batch_embedding_kwargs=wrong)
 
 
+def test_the_bound_that_validation_logs_is_that_of_draws():
+    """scvi-tools' metric, on the cells that validated; at the posterior's mean it is no bound."""
+    adata = data.simulated(n_cells=400, n_genes=100, seed=0)
+    options = {"gene_likelihood": "poisson", "kl_weight_bio": 1.0, "alignment": False}
+    scvi.settings.seed = 0
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    model = DisentangleModel(adata, n_latent_bio=10, **options)
+    model.train(40, batch_size=64, train_size=0.5, enable_progress_bar=False)
+    cells = model.validation_indices
+    bounds = [-float(model.get_elbo(indices=cells)) for _ in range(20)]
+    logged = model.history["elbo_validation"].iloc[-1].item()
+    assert logged == pytest.approx(np.mean(bounds), abs=4 * np.std(bounds))
+    errors = [
+        float(model.get_reconstruction_error(indices=cells)["reconstruction_loss"])
+        for _ in range(2)
+    ]
+    assert errors[0] != errors[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"group2": "type_1"}])
+def test_what_to_compare_must_be_named(adata, options):
+    model = fit(adata, 1)
+    with pytest.raises(InputError, match="Name what to compare: groupby=.*or idx1="):
+        model.differential_expression(**options)
+
+
+def test_what_a_data_loader_has_cannot_be_narrowed(adata):
+    model = fit(adata, 1)
+    cells = list(model._make_data_loader(model.adata))
+    for method, options in (
+        (model.get_normalized_expression, {"transform_batch": "batch_0"}),
+        (model.get_normalized_expression, {"gene_list": ["gene_1"]}),
+        (model.posterior_predictive_sample, {"transform_batch": "batch_0"}),
+        (model.posterior_predictive_sample, {"gene_list": ["gene_1"]}),
+        (model.get_latent_representation, {"indices": [0, 1]}),
+        (model.get_latent_representation, {"adata": model.adata}),
+    ):
+        with pytest.raises(InputError, match=f"{next(iter(options))}= is not for cells of a data"):
+            method(dataloader=cells, **options)
+
+
 def test_a_missing_key_is_a_key_error(adata):
     for keys in ({"batch_key": "bach"}, {"layer": "count"}):
         with pytest.raises(KeyError, match=f"{next(iter(keys.values()))}.*Did you mean") as error:

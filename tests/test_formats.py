@@ -107,6 +107,8 @@ def test_minified_data_give_what_the_data_gave(adata, tmp_path, options, counts)
         np.testing.assert_allclose(again, decoded, rtol=0.2 if options else 1e-4, atol=1e-4)
         with pytest.raises(InputError, match="minified.*reads its codes"):
             minified.train(1)
+        with pytest.raises(InputError, match="data are minified.*load_query_data"):
+            minified.predict_batch(data.simulated(n_cells=20, n_genes=60, seed=1))
         assert minified.posterior_predictive_sample(indices=[0, 1]).shape == (2, 60)
         if counts:
             assert np.isfinite(minified.get_reconstruction_error()["reconstruction_loss"])
@@ -334,6 +336,14 @@ def test_annbatch_trains_from_disk(adata, tmp_path):
     model.align(datamodule)  # from the same cells in another order
     again = model.get_latent_representation(dataloader=datamodule.inference_dataloader())
     np.testing.assert_allclose(again, codes, atol=1e-3)
+    compared = model.differential_expression(
+        groupby="batch", dataloader=datamodule.inference_dataloader()
+    )
+    assert len(compared) == 3 * 60
+    with pytest.raises(InputError, match="batch_correction= is not for cells of a dataloader"):
+        model.differential_expression(
+            groupby="batch", dataloader=datamodule.inference_dataloader(), batch_correction=True
+        )
     with pytest.raises(InputError, match="is saved with it.*datamodule="):
         model.save(tmp_path / "model")
     model.save(tmp_path / "model", datamodule=datamodule)

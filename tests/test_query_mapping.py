@@ -223,6 +223,22 @@ def test_what_is_frozen_stays_frozen_in_a_saved_query(cells, tmp_path, n_epochs)
     assert loaded.module.gene_shifts.shifts[2].any()
 
 
+def test_queries_that_are_prepared_share_nothing(cells):
+    reference, query = (adata.copy() for adata in cells)
+    query.uns["parameters"] = {"resolution": 1.0}
+    genes = list(query.var_names)
+    model = fit(reference[:, 10:].copy(), 1)
+    first, second = (
+        DisentangleModel.prepare_query_anndata(query, model, inplace=False) for _ in range(2)
+    )
+    assert (list(query.var_names), list(first.var_names)) == (genes, genes[10:])
+    first.uns["parameters"]["resolution"] = 2.0
+    first.uns["report"] = 1
+    for adata in (query, second):
+        assert adata.uns["parameters"] == {"resolution": 1.0}
+        assert "report" not in adata.uns
+
+
 def test_what_is_frozen_stays_frozen_in_a_copy(cells):
     model = fit(cells[0].copy(), 3)
     copied = deepcopy(DisentangleModel.load_query_data(cells[1].copy(), model))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from scvi.train import SaveCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +20,7 @@ from torch._dynamo.utils import counters
 
 from scdisentangle import (
     DisentangleModel,
+    DisentangleTrainingPlan,
     InputError,
     _input_noise,
     _likelihoods,
@@ -93,6 +94,54 @@ def test_the_best_checkpoint_is_a_model(tmp_path):
     curve = model.history[monitor][monitor].to_numpy(dtype=float)
     saved = best.get_reconstruction_error(indices=model.validation_indices)
     assert float(saved["reconstruction_loss"]) == pytest.approx(curve.min(), rel=1e-3)
+
+
+def test_a_model_that_a_callback_saved_is_aligned_once_loaded(tmp_path):
+    kept = SaveCheckpoint(str(tmp_path), monitor="train_loss", load_best_on_end=True)
+    model = fit(6, enable_checkpointing=True, callbacks=[kept])
+    loaded = DisentangleModel.load(kept.best_model_path, adata=model.adata)
+    np.testing.assert_allclose(
+        loaded.get_latent_representation(), model.get_latent_representation(), atol=1e-5
+    )
+    with pytest.warns(UserWarning, match=r"not aligned.*align\(\) once it has"):
+        without_data = DisentangleModel.load(kept.best_model_path, adata=False)
+    without_data.adata = model.adata.copy()
+    without_data.align(progress_bar=False)
+    np.testing.assert_allclose(
+        without_data.get_latent_representation(), model.get_latent_representation(), atol=1e-5
+    )
+
+
+def test_workers_that_persist_train_every_epoch():
+    options = {"num_workers": 1, "persistent_workers": True}
+    model = fit(2, batch_size=60, datasplitter_kwargs=options)
+    assert model.trainer.global_step == 2 * model.trainer.num_training_batches == 6
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "mutual_information"])
+def test_steps_are_as_many_as_are_asked_for(objective):
+    """Each is taken by both optimisers, where there are two."""
+    model = fit(10, objective=objective, batch_size=60, max_steps=4)
+    optimizers = model.trainer.optimizers
+    assert len(optimizers) == 1 + (objective == "mutual_information")
+    for optimizer in optimizers:
+        assert {int(state["step"]) for state in optimizer.state.values()} == {4}
+
+
+def test_the_learning_rates_of_a_callback_are_those_it_asks_for(monkeypatch):
+    """Lightning's range test tries rates that rise by one factor from each step to the next."""
+    taken, step = [], DisentangleTrainingPlan.training_step
+
+    def watched(plan, *args):
+        taken.append(plan.trainer.optimizers[0].param_groups[0]["lr"])
+        return step(plan, *args)
+
+    monkeypatch.setattr(DisentangleTrainingPlan, "training_step", watched)
+    finder = LearningRateFinder(min_lr=1e-6, max_lr=1e-1, num_training_steps=20)
+    fit(10, batch_size=20, callbacks=[finder])
+    factors = np.divide(taken[2:20], taken[1:19])
+    assert factors.min() > 1.1
+    np.testing.assert_allclose(factors, factors.mean(), rtol=0.05)
 
 
 def test_training_stops_early_on_a_validation_term():

@@ -1,6 +1,7 @@
 """Bad input: the error names the culprit and the way out, and nothing is lost."""
 
 import warnings
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -248,7 +249,7 @@ def test_new_data_is_checked_as_the_first_was():
     model = fitted(make())
     with pytest.raises(InputError, match="NaN"):
         model.get_latent_representation(with_value(np.nan, np.asarray))
-    with pytest.raises(InputError, match="needs counts"):
+    with pytest.raises(InputError, match="made for counts"):
         model.get_latent_representation(with_value(0.5, np.asarray))
 
 
@@ -314,7 +315,10 @@ def test_a_key_where_there_are_none_at_all():
     [
         (lambda copy: copy[:, ::-1].copy(), "genes in another order"),
         (lambda copy: copy[:, :-1].copy(), "lacks 1 of the model's genes"),
-        (lambda copy: ad.AnnData(np.log1p(copy.X), copy.obs, copy.var, copy.uns), "needs counts"),
+        (
+            lambda copy: ad.AnnData(np.log1p(copy.X), copy.obs, copy.var, copy.uns),
+            "made for counts",
+        ),
         (lambda copy: ad.AnnData(copy.X * np.nan, copy.obs, copy.var, copy.uns), "NaN"),
         (lambda copy: copy.obs.__setitem__("batch", "new") or copy, "'batch'.*'new'"),
         (lambda copy: copy.obs.__setitem__("batch", np.nan) or copy, "'batch'.*no value for 40"),
@@ -587,3 +591,64 @@ def test_lazy_sparse_values_are_selected_from_and_refused_in_training():
         DisentangleModel.setup_anndata(lazy, batch_key="batch")
     lazy.X = dask.from_array(adata.X.toarray(), chunks=(20, 30))
     DisentangleModel.setup_anndata(lazy, batch_key="batch")
+
+
+def test_covariates_that_training_did_not_see():
+    adata = make()
+    adata.obs["sex"] = np.where(np.arange(adata.n_obs) % 2, "f", "m")
+    DisentangleModel.setup_anndata(
+        adata, batch_key="batch", categorical_covariate_keys=["sex", "batch"]
+    )
+    model = DisentangleModel(adata, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    for value, message in (("unknown", "did not see in training: 'unknown'"), (1, "of type int")):
+        new = make()
+        new.obs["sex"] = value
+        with pytest.raises(InputError, match=f"'sex'.* {message}"):
+            model.get_latent_representation(new)
+
+
+def test_logarithms_are_not_encoded_by_a_model_of_counts():
+    model = fitted(make())
+    new = make(x=np.log1p(make().X))
+    with pytest.raises(InputError, match="made for counts.*Give it counts as they were before"):
+        model.get_latent_representation(new)
+
+
+def test_new_cells_without_the_column_of_labels():
+    adata = make()
+    adata.obs["type"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="type")
+    model = DisentangleModel(adata, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    new = make()
+    with pytest.raises(KeyError, match=r"'type' is not in.*adata\.obs\['type'\] = 'Unknown'"):
+        model.predict(new)
+    new.obs["type"] = "Unknown"
+    assert len(model.predict(new)) == new.n_obs
+
+
+def test_a_category_without_cells_is_no_batch_that_was_learnt(tmp_path):
+    adata = make()
+    adata.obs["batch"] = pd.Categorical(adata.obs["batch"], ["b0", "b1", "b2"])
+    with pytest.warns(UserWarning, match="Batches without a cell: 'b2'"):
+        model = fitted(adata)
+    model.save(tmp_path / "model", save_anndata=True)
+    new = make()
+    new.obs["batch"] = "b2"
+    for known in (model, DisentangleModel.load(tmp_path / "model")):
+        for map_it in (known.get_latent_representation, partial(map_query, known)):
+            with pytest.raises(InputError, match="cells of 'b2', a category.*another name"):
+                map_it(new)
+    new.obs["batch"] = "b3"
+    query_model = map_query(model, new)
+    query_model.train(1, enable_progress_bar=False)
+    query_model.get_latent_representation(make())
+    new = make()
+    new.obs["batch"] = "b2"
+    with pytest.raises(InputError, match="cells of 'b2'"):
+        query_model.get_latent_representation(new)
+
+
+def map_query(model, query):
+    return DisentangleModel.load_query_data(query, model)

@@ -26,9 +26,10 @@ from ._errors import (
 )
 from ._likelihoods import COUNT_LIKELIHOODS
 from ._registration import measurements
-from ._validation import check_column, positions
+from ._validation import check_alone, check_column, positions
 
 OVERDISPERSED = ("nb", "zinb")
+GROUPS = ("groupby", "group1", "group2", "idx1")
 
 
 class ExpressionMixin(RNASeqMixin, VAEMixin):
@@ -85,6 +86,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             if library_size != 1:
                 self._require_likelihood("library_size=", COUNT_LIKELIHOODS)
         self._check_gene_list(kwargs.get("gene_list"))
+        narrowed = {"transform_batch": transform_batch, "gene_list": kwargs.get("gene_list")}
+        check_alone(kwargs.get("dataloader"), **narrowed)
         if kwargs.get("n_samples_overall") is not None:
             kwargs["return_numpy"] = True  # scvi-tools would name the draws after the cells
         if kwargs.get("weights") == "importance":
@@ -136,6 +139,8 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         or with ``gene_likelihood="mse"`` and ``"normal"`` values on the normalised scale.
         """
         self._check_gene_list(gene_list)
+        narrowed = {"transform_batch": transform_batch, "gene_list": gene_list}
+        check_alone(kwargs.get("dataloader"), **narrowed)
         cells = self.adata if adata is None else adata
         in_modality = isinstance(cells, MuData)
         draws = super().posterior_predictive_sample(
@@ -218,7 +223,10 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
 
             options["kwargs"] = {"change_fn": change, "pseudocounts": 0.0, **options["kwargs"]}
         cells = self.adata if adata is None else adata
-        _check_groups(cells, *(options[name] for name in ("groupby", "group1", "group2")))
+        if options.get("dataloader") is not None:
+            check_alone(options["dataloader"], batch_correction=options["batch_correction"] or None)
+        else:
+            _check_groups(cells, **{name: options[name] for name in GROUPS})
         if not isinstance(cells, MuData):
             return compare(*asked.args, **asked.kwargs)
         return self._compare_in_modality(**options)
@@ -256,6 +264,17 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             **{name: asked[name] for name in taken},
             **(kwargs or {}),
         )
+
+    def get_reconstruction_error(self, *args, **kwargs):
+        """Reconstruction error, as by scvi-tools; of a draw of a variational code.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As in scvi-tools.
+        """
+        of_a_draw = {"inference_kwargs": {"n_samples": 1}}
+        return super().get_reconstruction_error(*args, **{**of_a_draw, **kwargs})
 
     def get_elbo(self, *args, **kwargs):
         """Evidence lower bound, as by scvi-tools; higher is better.
@@ -379,8 +398,12 @@ def _options_of_expression() -> set[str]:
     return argument_names(*methods)
 
 
-def _check_groups(cells: AnnData | MuData, groupby, group1, group2) -> None:
+def _check_groups(cells: AnnData | MuData, groupby, group1, group2, idx1) -> None:
     """Check that the groups to compare, where they are named by a column, have cells."""
+    if groupby is None and group1 is None and idx1 is None:
+        raise InputError(
+            "Name what to compare: groupby=, a column of adata.obs, or idx1=, the cells themselves."
+        )
     if groupby is None and group1 is not None:
         raise InputError(
             f"group1={group1!r} needs groupby=, the column of adata.obs that it is a group of."

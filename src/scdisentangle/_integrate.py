@@ -162,6 +162,7 @@ def _score(
     batch_key, label_key = arguments.batch_key, arguments.label_key
     steps.start("Score", "the codes" if label_key is None else "the codes and the integration")
     report = scores = None
+    adata.uns.pop("disentanglement", None)  # that of an earlier run
     with _at_most_a_warning("The codes were not scored."):
         report = tl.disentanglement_report(
             model,

@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data._utils import _validate_adata_dataloader_input
 
 from ._errors import check_choice
-from ._validation import positions
+from ._validation import check_alone, positions
 
 Representation = Literal["bio", "batch", "joint"]
 CODES = {"bio": ("bio",), "batch": ("nio",), "joint": ("bio", "nio")}
@@ -83,6 +83,7 @@ class LatentMixin:
         """
         check_choice("representation", representation, CODES)
         codes = CODES[representation]
+        check_alone(dataloader, adata=adata, indices=indices)
         n_samples = None if give_mean or return_dist else 1
         for outputs in self._run_encoder(
             adata, indices, batch_size, dataloader, n_samples, **data_loader_kwargs

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from anndata import AnnData
 from mudata import MuData
 from scvi.model.base import ArchesMixin
 from scvi.model.base._constants import SAVE_KEYS
@@ -84,6 +83,8 @@ class QueryMappingMixin(ArchesMixin):
                 f"reference_model is a {type(reference_model).__name__} that is not trained. Pass "
                 "a trained model, or the folder that it was saved in."
             )
+        if adata is not None:
+            reference_model._check_learned_batches(adata)
         reference = reference_model.module
         model = super().load_query_data(
             adata, reference_model, unfrozen=True, **{"transfer_batch": True, **kwargs}
@@ -103,6 +104,7 @@ class QueryMappingMixin(ArchesMixin):
             "free": [part for part, is_frozen in parts.items() if not is_frozen],
             "dropout": freeze_dropout,
         }
+        model.empty_batches_ = reference_model.empty_batches_ or []
         model.n_reference_batches_ = 0 if unfrozen else reference.n_batch
         model.n_learned_batches_ = model.module.n_batch if unfrozen else reference.flow.n_learned
         model.module.on_load(model)
@@ -110,15 +112,23 @@ class QueryMappingMixin(ArchesMixin):
         return model
 
     @classmethod
-    def prepare_query_anndata(cls, adata, reference_model, *args, **kwargs):
+    def prepare_query_anndata(
+        cls,
+        adata,
+        reference_model,
+        return_reference_var_names: bool = False,
+        inplace: bool = True,
+    ):
         """The reference's genes, in its order and 0 where they are missing, as in scvi-tools.
 
         Parameters
         ----------
         adata, reference_model
             As for :meth:`load_query_data`.
-        *args, **kwargs
-            ``return_reference_var_names``, ``inplace``.
+        return_reference_var_names
+            Whether to return the reference's genes alone.
+        inplace
+            Whether to change ``adata``, or to return another, which shares nothing with it.
 
         Raises
         ------
@@ -131,16 +141,16 @@ class QueryMappingMixin(ArchesMixin):
                     f"adata.{names} are not unique, so that genes cannot be put in the reference's "
                     f"order: adata.{names}_make_unique()"
                 )
-        uns, raw = adata.uns, adata.raw
-        prepared = ArchesMixin.prepare_query_anndata(
-            adata, _checked(reference_model, cls.__name__), *args, **kwargs
-        )
-        filled = adata if prepared is None else prepared
-        if isinstance(filled, AnnData):  # which scvi-tools makes anew, without these
-            filled.uns = uns
-            if raw is not None and filled.raw is None:
-                filled.raw = raw.to_adata()
-        return prepared
+        reference_model = _checked(reference_model, cls.__name__)
+        if return_reference_var_names:
+            return ArchesMixin.prepare_query_anndata(adata, reference_model, True)
+        prepared = adata if inplace else adata.copy()  # scvi-tools may drop genes of it even so
+        uns, raw = prepared.uns, prepared.raw
+        ArchesMixin.prepare_query_anndata(prepared, reference_model, inplace=True)
+        prepared.uns = uns  # which scvi-tools leaves out where genes are added, as what follows
+        if raw is not None and prepared.raw is None:
+            prepared.raw = raw.to_adata()
+        return None if inplace else prepared
 
     @classmethod
     def prepare_query_mudata(cls, mdata, reference_model, *args, **kwargs):

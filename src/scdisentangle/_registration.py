@@ -59,6 +59,9 @@ def _fields(setup_args: Mapping, mod_of: object | None = None) -> list:
 class RegistrationMixin:
     """Registration through :class:`scvi.data.AnnDataManager`, with checks of our own."""
 
+    empty_batches_: list | None = None
+    """Batches that are registered, but of which training saw no cell; ``None`` before it."""
+
     value_kind_: _values.ValueKind | None = None
     _adopted = False
 
@@ -197,15 +200,18 @@ class RegistrationMixin:
         """Check data that are registered, by themselves or against those of a model."""
         measured, layer = measurements(adata, setup_args)
         _validation.check_keys(measured, layer, {})
+        batched, labelled = (description(adata, setup_args, k) for k in ("batch_key", "labels_key"))
+        labels_key, unlabeled = (setup_args.get(k) for k in ("labels_key", "unlabeled_category"))
+        source_registry = options.get("source_registry")
+        if source_registry is not None:
+            _validation.check_has_labels(labelled, labels_key, unlabeled)
         cls._check_obs(adata, setup_args)
         _validation.check_can_be_loaded(measured, layer)
         _validation.check_values(measured, layer)
-        if (source_registry := options.get("source_registry")) is not None:
+        if source_registry is not None:
             cls._check_against(adata, source_registry, options.get("extend_categories", False))
             return
-        batched, labelled = (description(adata, setup_args, k) for k in ("batch_key", "labels_key"))
         _validation.warn_of_batches(batched, setup_args["batch_key"])
-        labels_key, unlabeled = setup_args["labels_key"], setup_args["unlabeled_category"]
         _validation.warn_of_labels(labelled, labels_key, unlabeled)
 
     @staticmethod
@@ -244,6 +250,10 @@ class RegistrationMixin:
                 described = description(adata, setup_args, argument)
                 may_be_new = argument == "labels_key" or new_categories
                 _validation.check_categories(described, key, known, may_be_new)
+        covariates = states.get(REGISTRY_KEYS.CAT_COVS_KEY, {})
+        described = description(adata, setup_args, "categorical_covariate_keys")
+        for key, known in covariates.get("mappings", {}).items():
+            _validation.check_categories(described, key, known, new_categories)
 
     @property
     def adata(self) -> AnnData | MuData | None:
@@ -268,10 +278,35 @@ class RegistrationMixin:
                     f"adata is of type {type(adata).__name__}, and the model was made for "
                     f"{'a MuData' if 'modalities' in setup_args else 'an AnnData'}."
                 )
+            is_minified = _get_adata_minify_type(measurements(adata, setup_args)[0]) is not None
+            if self.minified_data_type is not None and not is_minified:
+                raise InputError(
+                    "The model's data are minified, and so it reads codes in place of counts. For "
+                    "other cells, load the model as it was before minify_adata(), or map them onto "
+                    "it (load_query_data)."
+                )
             self._check_data(adata, setup_args, {"source_registry": self.registry_})
+            self._check_learned_batches(adata)
             self._check_kind(*measurements(adata, setup_args))
         self._adopted |= self.adata is None  # scvi-tools makes the data the model's own
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+
+    def _note_empty_batches(self) -> None:
+        """Note of which batches training sees no cell, and none was seen before."""
+        if self.adata is None:
+            return
+        seen = set(self._categories(REGISTRY_KEYS.BATCH_KEY, self.adata))
+        names = self._state_of(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"]
+        empty = [name for code, name in enumerate(names) if code not in seen]
+        before = empty if self.empty_batches_ is None else self.empty_batches_
+        self.empty_batches_ = [name for name in empty if name in before]
+
+    def _check_learned_batches(self, adata: AnnData | MuData) -> None:
+        """Refuse cells of a batch of which the model knows the name, and no cell."""
+        setup_args = self.registry_["setup_args"]
+        if self.empty_batches_:
+            described = description(adata, setup_args, "batch_key")
+            _validation.check_learned(described, setup_args["batch_key"], self.empty_batches_)
 
     def _make_data_loader(self, adata, indices=None, batch_size=None, *args, **kwargs):
         cells = _validation.positions(indices, adata.n_obs)
@@ -311,10 +346,11 @@ class RegistrationMixin:
         """Check that values are counts if, and only if, those that the model was made for were."""
         if _get_adata_minify_type(measured) is not None:
             return
+        kind = "counts" if self.module.fits_counts else self.value_kind_
+        if kind is not None:
+            _validation.check_kind(measured, layer, kind)
         if self.module.fits_counts:
-            _validation.check_counts(measured, layer, self.module.gene_likelihood)
-        elif self.value_kind_ is not None:
-            _validation.check_kind(measured, layer, self.value_kind_)
+            _validation.check_counts(measured, layer, self.module.gene_likelihood, kind)
 
 
 def measurements(adata: AnnData | MuData, setup_args: Mapping) -> tuple[AnnData, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 from anndata import AnnData
+from lightning.pytorch import LightningDataModule
+from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.data._download import _download
 from scvi.model.base._constants import SAVE_KEYS
@@ -188,7 +191,21 @@ class SavingMixin:
         if datamodule is not None:
             model._datamodule = datamodule
         model.module.on_load(model)  # anew, since embeddings are other parameters once loaded
+        if model.is_trained_ and not getattr(model, "settled_", True):
+            model._settle_as_loaded(datamodule)
         return model
+
+    def _settle_as_loaded(self, datamodule: LightningDataModule | None) -> None:
+        """Align a model that a callback saved before training had come to its end."""
+        if self.adata is not None or datamodule is not None:
+            self.align(datamodule, progress_bar=False)
+            return
+        warnings.warn(
+            "The model was saved before its training had ended, and its codes are not aligned. "
+            "Load it with its data, or call align() once it has them.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
 
     @classmethod
     def load_registry(cls, dir_path: str | Path, prefix: str | None = None) -> dict:
@@ -236,7 +253,12 @@ def check_model_file(path: Path, *class_names: str) -> dict:
         If it is missing or damaged, asks for what no model needs, is of another class, or newer.
     """
     if not path.is_file():
-        raise InputError(f"There is no model file {path}. Name the folder that save() wrote.")
+        others = sorted(file.name for file in path.parent.glob(f"*{SAVE_KEYS.MODEL_FNAME}"))
+        way_out = "Name the folder that save() wrote."
+        if others:
+            prefixes = [name.removesuffix(SAVE_KEYS.MODEL_FNAME) for name in others]
+            way_out = f"Name the prefix= that it was saved with: {name_some(prefixes)}."
+        raise InputError(f"There is no model file {path}. {way_out}")
     try:
         strange = _strange(path)
     except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:

@@ -30,8 +30,11 @@ from ._interruption import Begun, exit_as_asked, resume_arguments
 
 CELLS_TO_ALIGN = 10_000
 MIN_CELLS_TO_VALIDATE = 30
-OF_ONE_OPTIMIZER = ("gradient_clip_val", "accumulate_grad_batches")
-"""Arguments of the trainer that Lightning takes only where it steps the one optimiser itself."""
+OF_ONE_OPTIMIZER = {"gradient_clip_val": 0, "accumulate_grad_batches": 1}
+"""Arguments of the trainer that Lightning takes only where it steps the one optimiser itself.
+
+With the values by which they do nothing.
+"""
 TRUE_PRECISIONS = ("64", "64-true", "bf16-true", "16-true")
 OF_A_RUN = {"validation_size", "shuffle_set_split", "datasplitter_kwargs", "precision"}
 """Arguments of ``train`` for others that a run which goes on from a checkpoint must have too."""
@@ -102,6 +105,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 stacklevel=settings.warnings_stacklevel,
             )
             return None
+        self._note_empty_batches()
         datamodule = kwargs.get("datamodule")
         run = {
             **self._lengths_of_run(max_epochs, train_size, datamodule),
@@ -123,6 +127,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if datamodule is None:
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
+        has_estimators = self.module is not None and self.module.disentanglement.has_estimators
+        if has_estimators and kwargs.get("max_steps", -1) > 0:
+            kwargs["max_steps"] *= 2  # Lightning counts those of both optimisers
         begun = Begun()
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), begun]
         progress_bar = kwargs.get("enable_progress_bar", True) and rank_zero_only.rank == 0
@@ -167,6 +174,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         self, begun: Begun, datamodule: LightningDataModule | None, progress_bar: bool
     ) -> Iterator[None]:
         """Take the alignment back for a run, and find it anew, also if the run is broken off."""
+        self.settled_ = False  # as a model that a callback saves before the end
         if self.module is not None:
             self.module.unsettle()
             self.module.train()
@@ -206,6 +214,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             If the model's data are minified, and so hold codes that are aligned already.
         """
         if self.module.alignment is None and self.module.axes is None:
+            self.settled_ = True
             return
         if self.minified_data_type is not None:
             raise InputError(
@@ -235,6 +244,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             order = z_bio[:, 0].argsort()
             z_bio, batch = z_bio[order], batch[order]
         self.module.settle(z_bio, batch, progress_bar)
+        self.settled_ = True
 
     def _cells_to_align(self) -> np.ndarray | None:
         if self.adata.n_obs <= CELLS_TO_ALIGN:
@@ -278,8 +288,8 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 "on the data as they were before minify_adata()."
             )
         if self.module is not None and self.module.disentanglement.has_estimators:
-            for name in OF_ONE_OPTIMIZER:
-                if options.get(name) is not None:
+            for name, nothing in OF_ONE_OPTIMIZER.items():
+                if options.get(name) not in (None, nothing):
                     raise InputError(
                         f"{name}= is not for an objective with an estimator of its own, as the "
                         "model has: it takes a second optimiser. Leave it out, or take another "

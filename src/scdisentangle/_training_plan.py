@@ -173,6 +173,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         kwargs["loss_kwargs"] = weights
         kwargs["inference_kwargs"] = {
             "noise_level": self.noise_level,
+            "n_samples": None if self.training else 1,  # a bound on the likelihood is of draws
             "encode_nio": weights["classification_weight"] is not None,
         }
         outputs = super().forward(*args, **kwargs)
@@ -230,8 +231,11 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         seen, batches, n_cells = [], [], 0
         with torch.random.fork_rng(devices=[]):  # what epochs draw is as without this
             torch.random.default_generator.manual_seed(0)
-            hooks = self.trainer.datamodule or self
-            for minibatch in self.trainer.train_dataloader:
+            # loaded anew, since workers that persist have one pass at a time, that of the epoch
+            datamodule = self.trainer.datamodule
+            hooks = datamodule or self
+            loader = datamodule.train_dataloader() if datamodule else self.trainer.train_dataloader
+            for minibatch in loader:
                 minibatch = hooks.on_before_batch_transfer(minibatch, 0)  # which may make it dense
                 tensors = self.trainer.strategy.batch_to_device(minibatch)
                 seen.append(self.module.comparable(tensors))
@@ -278,8 +282,11 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         self._set_learning_rate(_schedules.warmup_factor(progress, warmup))
 
     def _set_learning_rate(self, factor: float = 1.0) -> None:
-        """Take a share of what the schedule says of this epoch; leave a constant one alone."""
-        if self.lr_schedule == "constant":
+        """Take a share of what the schedule says of this epoch.
+
+        A constant one is left alone, and that of a callback with a schedule of its own.
+        """
+        if self.lr_schedule == "constant" or self.trainer.lr_scheduler_configs:
             return
         factor *= _schedules.learning_rate_factor(self.progress, self.lr_schedule)
         for optimizer in self.trainer.optimizers:

@@ -223,6 +223,16 @@ def check_kind(adata: AnnData, layer: str | None, kind: ValueKind) -> None:
         )
 
 
+def check_alone(dataloader: object, **others: object) -> None:
+    """Raise :class:`InputError` for what would not be looked at beside a data loader."""
+    for name, value in others.items():
+        if dataloader is not None and value is not None:
+            raise InputError(
+                f"{name}= is not for cells of a dataloader, all of which are taken as they are. "
+                "Put them into an AnnData, and pass that as adata=."
+            )
+
+
 def positions(indices: Sequence[int] | Sequence[bool] | None, n_obs: int) -> np.ndarray:
     """The cells that positions, also from the end, or a mask ask for; all if ``None``.
 
@@ -387,6 +397,28 @@ def check_categories(
             f"adata.obs['{key}'] has values that the model did not see in training: "
             f"{name_some(unseen)}. It knows {name_some(known, limit=10)}. Map these cells onto the "
             "model (load_query_data), leave them out, or train a model on all."
+        )
+
+
+def check_has_labels(adata: AnnData, key: str | None, unlabeled: object) -> None:
+    """Raise :class:`MissingKeyError` where later data lack the column of the model's labels."""
+    if key is not None and key not in adata.obs:
+        raise MissingKeyError(
+            f"labels_key='{key}' is not in adata.obs. Where labels are not known: "
+            f"adata.obs['{key}'] = {unlabeled!r}"
+        )
+
+
+def check_learned(adata: AnnData, key: str, empty: Sequence[object]) -> None:
+    """Raise :class:`InputError` for cells of batches that had none when the model was trained."""
+    found = [name for name in empty if key in adata.obs and (adata.obs[key] == name).any()]
+    if found:
+        raise InputError(
+            f"adata.obs['{key}'] has cells of {name_some(found)}, a category of which the model "
+            "was shown no cell, so that it learnt nothing of it. Give these cells another name of "
+            "their batch and map them onto the model (load_query_data), or train it on data "
+            "without empty categories: "
+            f"adata.obs['{key}'] = adata.obs['{key}'].cat.remove_unused_categories()"
         )
 
 

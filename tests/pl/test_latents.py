@@ -83,6 +83,19 @@ def test_as_many_colors_as_categories(adata, n):
     assert len(legend(ax)) == len(set(legend(ax).values())) == n
 
 
+@pytest.mark.parametrize("n", [3, 30])
+def test_long_names_leave_the_panels_their_size(adata, n):
+    short = pl.latents(adata, "batch", use_rep="X_disentangle", show=False)[0, 0]
+    name = "CD8-positive, alpha-beta memory T cell, CD45RO-positive"
+    adata.obs["long"] = [f"{name} {i % n:02d}" for i in range(adata.n_obs)]
+    ax = pl.latents(adata, "long", use_rep="X_disentangle", show=False)[0, 0]
+    for drawn in (short, ax):
+        drawn.figure.draw_without_rendering()
+    assert ax.get_window_extent().width > 0.8 * short.get_window_extent().width
+    texts = [text.get_window_extent() for text in ax.get_legend().get_texts()]
+    assert max(text.x1 for text in texts) <= ax.figure.bbox.x1
+
+
 def test_numbers_get_a_scale_and_cells_without_a_value_are_grey(adata):
     adata.obs["celltype"] = adata.obs["celltype"].where(np.arange(90) >= 10)
     axes = pl.latents(adata, ["gradient", "celltype"], use_rep=["X_pca"], show=False)

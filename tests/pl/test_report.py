@@ -52,6 +52,27 @@ def test_read_from_where_it_is_kept(report):
         pl.report(adata, show=False)
 
 
+@pytest.mark.parametrize(
+    ("shares", "words"), [((-0.4, 1.4), ["-40%", "140%"]), ((np.nan, np.nan), ["–", "–"])]
+)
+def test_shares_that_are_below_zero_or_not_there(report, shares, words):
+    of_share = report.table["measure"] == "reconstruction_share"
+    report.table.loc[of_share, "value"] = shares
+    sizes = pl.report(report, show=False)[2]
+    texts = [text for text in sizes.texts if text.get_text() in words]
+    assert [text.get_text() for text in texts] == words
+    assert min(text.get_position()[0] for text in texts) > 0
+    assert min(bar.get_width() for bar in sizes.patches) >= 0
+    assert "nan" not in repr(report)
+
+
+def test_names_with_dollars_are_no_mathematics(report):
+    report.table["within"] = report.table["within"].replace("NK", r"$CD4^{} \type$")
+    groups = pl.report(report, show=False)[1]
+    groups.figure.draw_without_rendering()
+    assert groups.get_yticklabels()[1].get_text() == r"\$CD4^{} \type\$"
+
+
 def test_no_group_that_batches_share(report):
     within = report.table["within"]
     report.table = report.table[(report.table["target"] != "batch") | (within == "all")]

@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+from anndata.experimental import AnnCollection
 from mudata import MuData
+from scvi.dataloaders import CollectionAdapter
 from sklearn.metrics import roc_auc_score
 
 from scdisentangle import DisentangleModel, InputError
@@ -103,7 +105,53 @@ def test_a_type_in_one_batch_is_named():
     adata = adata[(adata.obs["celltype"] != "type_3") | (adata.obs["batch"] == "batch_0")].copy()
     report = reported(adata)
     assert report.status == "good"
-    assert "1 of 4 types ('type_3') has enough cells in one batch only" in report.verdict
+    assert "1 of 4 types ('type_3') does not have 10 cells in two batches" in report.verdict
+
+
+def test_data_that_are_no_anndata_are_told_the_way():
+    adata = simulated(n_cells=100, n_genes=40, n_types=2)
+    mdata = MuData({"rna": adata.copy()})
+    modalities = {"rna_layer": "rna", "batch_key": "rna"}
+    DisentangleModel.setup_mudata(mdata, modalities, batch_key="batch")
+    model = DisentangleModel(mdata, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    with pytest.raises(InputError, match=r"mdata\.obs\['batch'\] = mdata\['rna'\]\.obs\['batch'\]"):
+        reported(model)
+    mdata.obs["batch"], mdata.obs["celltype"] = adata.obs["batch"], adata.obs["celltype"]
+    assert 0 <= reported(model).score <= 1
+    collection = CollectionAdapter(AnnCollection([adata], join_vars="inner", join_obs="inner"))
+    DisentangleModel.setup_anndata(collection, batch_key="batch", layer="counts")
+    model = DisentangleModel(collection, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    with pytest.raises(InputError, match="or a collection, and has no AnnData.*obsm of one"):
+        reported(model)
+
+
+def of_noise():
+    """Codes before integration that tell types, and a z_bio that tells nothing."""
+    adata = simulated_codes(400, n_types=3)
+    z_bio = adata.obsm["X_disentangle"]
+    adata.obsm["X_disentangle"] = np.random.default_rng(0).normal(size=z_bio.shape)
+    return adata
+
+
+def test_biology_that_no_probe_reads_is_not_said_to_be_held():
+    adata = of_noise()
+    adata.obs["celltype"] = np.random.default_rng(1).choice(["a", "b", "c"], 400)
+    report = reported(adata)
+    assert report.severities.get("biology lost") is None
+    assert "holds the biology cannot be told" in report.verdict
+    assert "holds the biology and" not in report.verdict
+
+
+def test_biology_is_read_over_all_cells_where_no_batch_has_two_types():
+    adata = of_noise()
+    rare = np.array([f"rare {i % 35}" for i in range(400)])
+    adata.obs["celltype"] = np.where(adata.obs["celltype"] == "type_0", "common", rare)
+    report = reported(adata)
+    assert not (report.table["within"] == "mean over batches").any()
+    assert report.severities["biology lost"] > 0.5
+    assert report.status == "poor"
 
 
 def test_z_nio_that_does_not_know_the_batch():

@@ -12,6 +12,7 @@ from scdisentangle._errors import check_count
 from scdisentangle._model import DisentangleModel
 
 from ._finish import finish
+from ._words import plain
 
 
 def batch_effect(
@@ -69,8 +70,8 @@ def batch_effect(
     image = ax.imshow(chosen.to_numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     longest = max(len(str(name)) for name in chosen.columns)
     slanted = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"} if longest > 8 else {}
-    ax.set_xticks(range(chosen.shape[1]), chosen.columns, **slanted)
-    ax.set_yticks(range(len(chosen)), chosen.index, size="small")
+    ax.set_xticks(range(chosen.shape[1]), map(plain, chosen.columns), **slanted)
+    ax.set_yticks(range(len(chosen)), map(plain, chosen.index), size="small")
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.6, aspect=20, pad=0.03)

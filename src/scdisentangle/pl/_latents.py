@@ -15,6 +15,7 @@ from scdisentangle.tl._umap import has_neighbourhoods, umap_coordinates
 
 from ._finish import finish
 from ._palette import MISSING, category_colors, is_continuous
+from ._words import plain
 
 _REPRESENTATIONS = {
     "X_pca": "Unintegrated PCA",
@@ -22,7 +23,7 @@ _REPRESENTATIONS = {
     "X_disentangle_batch": r"$z_\mathrm{nio}$",
 }
 _PANEL = 3.4
-_LEGEND_ROWS = 14
+_LEGEND, _LEGEND_ROWS = 1.7, 14
 
 
 def latents(
@@ -95,8 +96,8 @@ def latents(
             raise InputError(f"ax= takes one panel, but {shape[0]} x {shape[1]} were asked for.")
         axes = np.array([[ax]])
     else:
-        legends = max(_legend_columns(adata, key) for key in colors)
-        figure_size = (_PANEL * shape[1] + 1.7 * legends, _PANEL * shape[0])
+        legend = max(_legend_width(adata, key) for key in colors)
+        figure_size = (_PANEL * shape[1] + legend, _PANEL * shape[0])
         _, axes = plt.subplots(*shape, figsize=figure_size, squeeze=False, layout="constrained")
 
     order = np.random.default_rng(seed).permutation(adata.n_obs)
@@ -135,10 +136,13 @@ def _titles(
     return {key: _REPRESENTATIONS.get(key, key) for key in keys}
 
 
-def _legend_columns(adata: ad.AnnData, key: str) -> int:
+def _legend_width(adata: ad.AnnData, key: str) -> float:
+    """Inches that a legend takes, by its columns and its longest name."""
     if is_continuous(adata.obs[key]):
-        return 1
-    return -(-len(category_colors(adata, key)) // _LEGEND_ROWS)
+        return _LEGEND
+    names = list(category_colors(adata, key))
+    longest = max(map(len, [key, *names]))
+    return -(-len(names) // _LEGEND_ROWS) * max(_LEGEND, 0.5 + 0.085 * longest)
 
 
 def _scatter(
@@ -170,12 +174,12 @@ def _explain_colors(row: np.ndarray, adata: ad.AnnData, key: str) -> None:
     if adata.obs[key].isna().any():
         palette = {**palette, "no value": MISSING}
     handles = [
-        Line2D([], [], marker="o", linestyle="", markersize=6, color=color, label=name)
+        Line2D([], [], marker="o", linestyle="", markersize=6, color=color, label=plain(name))
         for name, color in palette.items()
     ]
     last.legend(
         handles=handles,
-        title=key,
+        title=plain(key),
         alignment="left",
         loc="center left",
         bbox_to_anchor=(1.02, 0.5),

@@ -16,7 +16,7 @@ from scdisentangle.tl._questions import of_groups
 from scdisentangle.tl._verdict import above
 
 from ._finish import finish
-from ._words import CODES
+from ._words import CODES, plain
 
 REPORT, TABLE = "disentanglement", "leakage"
 """Where :mod:`scdisentangle.tl` keeps a report, and the table of its ``leakage``."""
@@ -96,7 +96,7 @@ def leakage(
     image = ax.imshow(shown, cmap=_CMAP, vmin=0.0, vmax=1.0, aspect="auto")
     ax.set_facecolor(_NOT_ASKED)
     ax.set_xticks(range(len(columns)), [CODES[code] for code in columns])
-    ax.set_yticks(range(len(values)), values.index)
+    ax.set_yticks(range(len(values)), map(plain, values.index))
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
     for y in range(len(values)):

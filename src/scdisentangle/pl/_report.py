@@ -18,7 +18,7 @@ from scdisentangle.tl._report import QUESTIONS
 
 from ._finish import finish, own_axes
 from ._leakage import report_of
-from ._words import CODES, COLORS
+from ._words import CODES, COLORS, plain
 
 _STATUS = {
     "good": "#009E73",
@@ -106,7 +106,7 @@ def _figure(n_groups: int, verdict: str) -> np.ndarray:
         width_ratios=[4.2, 3.6, 2.2],
         layout="constrained",
     )
-    words = textwrap.fill(verdict, 185)
+    words = textwrap.fill(plain(verdict), 185)
     figure.supxlabel(words, x=0.01, ha="left", size="small", linespacing=1.4)
     return axes
 
@@ -160,7 +160,7 @@ def _by_group(ax: Axes, groups: pd.DataFrame, kind: str) -> None:
                 row, color = rows.loc[code], COLORS[code]
                 face = color if row["p_value"] < 0.05 else "white"
                 ax.plot(row["value"], y, "o", color=color, markerfacecolor=face, markersize=size)
-    ax.set_yticks(range(len(names)), names, size="small")
+    ax.set_yticks(range(len(names)), map(plain, names), size="small")
     ax.set_ylim(-0.6, max(len(names), 1) - 0.4)
     ax.set_xlim(0, 1.04)
     ax.set_xlabel("balanced accuracy (hollow: within luck)", size="small")
@@ -180,9 +180,11 @@ def _dimensions_and_shares(ax: Axes, table: pd.DataFrame) -> None:
         ax.text(0.0, y, title, va="center", size="small", color="#444444")
         for code in (code for code in CODES if code in rows.index):
             y -= 1.0
-            length = rows[code] / rows.max()
+            value = rows[code]
+            length = max(value / rows.max(), 0.0) if np.isfinite(value) else 0.0
             ax.barh(y, length, 0.75, color=COLORS[code])
-            ax.text(length + 0.03, y, format(rows[code], form), va="center", size="small")
+            words = format(value, form) if np.isfinite(value) else "–"
+            ax.text(length + 0.03, y, words, va="center", size="small")
             positions.append(y)
             names.append(CODES[code])
         y -= 1.4

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 
 import anndata as ad
 import numpy as np
+from mudata import MuData
 from scipy import sparse
+from scvi.dataloaders import CollectionAdapter
 
 from scdisentangle._errors import InputError, check_count, did_you_mean, name_some
 from scdisentangle._model import DisentangleModel
@@ -32,16 +35,23 @@ def check_is_model(model: object, wanted: str = "a trained DisentangleModel") ->
     """Raise :class:`InputError` for what is no model of ours, or holds no cells."""
     if not isinstance(model, DisentangleModel):
         raise InputError(f"Pass {wanted}, not {type(model).__name__}.")
-    if model.adata is None:
+    if model.adata is None or isinstance(model.adata, CollectionAdapter):
         raise InputError(
-            "The model was made from a registry and holds no cells: put its codes into the obsm "
-            "of an AnnData, and pass that."
+            "The model was made from a registry or a collection, and has no AnnData: put its codes "
+            "into the obsm of one, and pass that."
         )
 
 
 def check_obs(adata: ad.AnnData, keys: Iterable[str | None]) -> None:
     """Raise :class:`InputError` for the first key that ``adata.obs`` lacks; `None` is no key."""
     _check_holds_codes(adata)
+    if isinstance(adata, MuData):
+        for key, (name, modality) in product(keys, adata.mod.items()):
+            if key in modality.obs and key not in adata.obs:
+                raise InputError(
+                    f"'{key}' is in the .obs of a modality, and must be in that of the MuData: "
+                    f"mdata.obs['{key}'] = mdata['{name}'].obs['{key}']"
+                )
     _check(keys, adata.obs, "adata.obs")
 
 

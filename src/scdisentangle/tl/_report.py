@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import StringIO
+from math import isnan
 
 import anndata as ad
 import numpy as np
@@ -202,6 +203,6 @@ def _with_star(row: pd.Series) -> str:
 
 
 _OTHERS = {
-    "reconstruction_share": lambda row: f"{row['value']:.0%} ",
+    "reconstruction_share": lambda row: "– " if isnan(row["value"]) else f"{row['value']:.0%} ",
     "effective_dimension": lambda row: f"{row['value']:.1f} ",
 }

@@ -16,6 +16,7 @@ GOOD, FAIR = 0.85, 0.5
 """Scores from which a disentanglement is called good, and fair."""
 UNJUDGED = ("confounded", "undecided")
 """Problems that leave nothing else to be said, and so are the status."""
+NOT_TOLD = "biology not told"
 _NOTICED = 1.0 - GOOD
 _SIGNIFICANT = 0.05
 _STRUCTURE = 0.2
@@ -82,7 +83,10 @@ def judge(evidence: Evidence) -> Verdict:
     noticed = [finding for finding in findings if finding.words]
     words = [finding.words for finding in noticed]
     if status == "good":
-        words.insert(0, "z_bio holds the biology and next to nothing of the batch.")
+        told = all(finding.problem != NOT_TOLD for finding in findings)
+        words.insert(
+            0, f"z_bio holds {'the biology and ' if told else ''}next to nothing of the batch."
+        )
     return Verdict(
         status=status,
         score=score,
@@ -120,8 +124,8 @@ def _separable(evidence: Evidence) -> Finding | None:
             "partly confounded",
             0.0,
             f"{len(apart)} of {len(shared)} types ({name_some(apart)}) "
-            f"{'has' if len(apart) == 1 else 'have'} enough cells in one batch only: whether z_bio "
-            "holds their batch cannot be told.",
+            f"{'does' if len(apart) == 1 else 'do'} not have {evidence.min_cells} cells in two "
+            "batches: whether z_bio holds their batch cannot be told.",
         )
     in_two = (evidence.composition > 0).sum(axis=0) >= 2
     if evidence.labelled and in_two.any():
@@ -208,17 +212,19 @@ def _biology_in_nio(evidence: Evidence) -> Finding | None:
 
 
 def _biology_lost(evidence: Evidence) -> Finding | None:
-    target = _biology(evidence)
-    before, _ = _rows(evidence.table, "unintegrated", target, "batches")
-    after, _ = _rows(evidence.table, "z_bio", target, "batches")
-    if before is None or after is None:
-        return None
-    reference = above(before["balanced_accuracy"], before["luck"])
-    if reference < _STRUCTURE:
-        return Finding("biology lost", 0.0, "")
-    lost = 1.0 - min(above(after["balanced_accuracy"], after["luck"]) / reference, 1.0)
+    before, after = (_read_of_biology(evidence, code) for code in ("unintegrated", "z_bio"))
+    if before is None or after is None or before < _STRUCTURE:
+        what = "types are" if evidence.labelled else "structure of the cells is"
+        return Finding(
+            NOT_TOLD,
+            0.0,
+            f"Whether z_bio holds the biology cannot be told, since before integration no {what} "
+            "read from the cells.",
+            "Name as label_key a column of cell types." if evidence.labelled else "",
+        )
+    lost = 1.0 - min(after / before, 1.0)
     each = {}
-    if evidence.labelled:
+    if evidence.labelled and evidence.confusion:
         each = _lost_recall(evidence.confusion["unintegrated"], evidence.confusion["z_bio"])
     severity = max(lost, *each.values(), 0.0)
     if severity < _NOTICED:
@@ -243,6 +249,16 @@ def _biology_lost(evidence: Evidence) -> Finding | None:
         "Against lost biology: lower lambda_dis by a factor of ten, keep to the default objective, "
         "select more genes.",
     )
+
+
+def _read_of_biology(evidence: Evidence, code: str) -> float | None:
+    """How far above luck a probe reads the biology within batches, or of all where none has two."""
+    target = _biology(evidence)
+    row, _ = _rows(evidence.table, code, target, "batches")
+    if row is None:
+        found = evidence.table.query("code == @code and target == @target and within == @ALL")
+        row = None if found.empty else found.iloc[0]
+    return None if row is None else above(row["balanced_accuracy"], row["luck"])
 
 
 def _lost_recall(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, float]:
