@@ -62,9 +62,8 @@ def test_options_that_the_caller_changes_later_are_saved_as_they_were(tmp_path):
     model.train(1, enable_progress_bar=False)
     model.save(tmp_path / "model", save_anndata=True)
     loaded = DisentangleModel.load(tmp_path / "model")
-    assert [objective.temperature for objective in loaded.module.disentanglement.objectives] == [
-        0.1
-    ]
+    (only,) = loaded.module.disentanglement.objectives.values()
+    assert only.temperature == 0.1
 
 
 def test_two_models_in_one_folder_by_prefix(model, tmp_path):
