@@ -75,7 +75,7 @@ def test_a_model_of_an_older_version_gives_what_it_gave(old_adata):
     assert model.module.axes is None
     error = model.get_reconstruction_error()["reconstruction_loss"]
     assert error == pytest.approx(saved["reconstruction_loss"].item(), rel=1e-5)
-    assert set(model.predict()) <= set(adata.obs["celltype"])
+    assert (model.predict(n_neighbors=1) == adata.obs["celltype"]).all()  # each is its own
 
 
 @pytest.mark.parametrize("options", [{}, {"kl_weight_bio": 0.5, "nio_flow": "variational"}])
@@ -148,7 +148,7 @@ def test_a_modality_of_mudata_gives_what_it_gives_alone(adata, tmp_path):
     assert list(table.columns) == ["gene_3"]
     assert list(table.index) == list(mdata.obs_names)
     np.testing.assert_allclose(model.get_normalized_expression().sum(axis=1), 1, rtol=1e-5)
-    assert set(model.predict()) <= set(adata.obs["celltype"])
+    assert (model.predict(n_neighbors=1) == adata.obs["celltype"]).all()  # each is its own
     assert model.module.target_sum == expected.module.target_sum
     model.save(tmp_path / "model", save_anndata=True)
     loaded = DisentangleModel.load(tmp_path / "model")
@@ -188,6 +188,42 @@ def test_a_modality_of_mudata_gives_what_it_gives_alone(adata, tmp_path):
         model.minify_adata()
     with pytest.raises(InputError, match="protein, rna"):
         DisentangleModel.setup_mudata(mdata, {"rna_layer": "atac"})
+
+
+def test_all_that_a_mudata_registers_is_what_an_anndata_registers(adata):
+    """Some columns in the modality, some in the MuData, and the same model of both."""
+    adata = adata.copy()
+    rng = np.random.default_rng(0)
+    adata.obs["type"] = np.where(np.arange(200) % 3, adata.obs["celltype"].astype(str), "?")
+    adata.obs["sex"] = rng.choice(["f", "m"], 200)
+    adata.obs["age"] = rng.normal(size=200)
+    adata.obs["size"] = rng.uniform(0.5, 2.0, 200)
+    mdata = MuData({"other": adata[:, :10].copy(), "rna": adata.copy()})
+    mdata.obs["sex"] = adata.obs["sex"]
+    options = {
+        "batch_key": "batch",
+        "labels_key": "type",
+        "size_factor_key": "size",
+        "categorical_covariate_keys": ["sex"],
+        "continuous_covariate_keys": ["age"],
+        "unlabeled_category": "?",
+    }
+    arguments = options.keys() - {"categorical_covariate_keys", "unlabeled_category"}
+    DisentangleModel.setup_mudata(mdata, dict.fromkeys(["rna_layer", *arguments], "rna"), **options)
+    DisentangleModel.setup_anndata(adata, **options)
+    models = [DisentangleModel(cells, **SMALL, encode_covariates=True) for cells in (adata, mdata)]
+    assert models[1].module.unlabeled_code == models[0].module.unlabeled_code is not None
+    models[1].module.load_state_dict(models[0].module.state_dict())
+    for model in models:
+        model.module.eval()
+        model.is_trained_ = True
+    for of in (
+        DisentangleModel.get_latent_representation,
+        lambda model: model.get_normalized_expression(library_size="latent"),
+        DisentangleModel.predict,
+    ):
+        expected, found = map(of, models)
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

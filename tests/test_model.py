@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
 from scdisentangle import DisentangleModel, InputError, data
+from scdisentangle.objectives.mmd import mmd2
 
 SMALL = {"n_hidden": 32, "n_latent_bio": 5, "n_latent_nio": 3}
 
@@ -412,10 +413,24 @@ def test_as_written_is_the_method_of_the_paper(adata):
     assert module.encoder.bio_encoder is module.encoder.nio_encoder
     assert (module.gene_likelihood, module.nio_flow) == ("mse", "free")
     assert module.disentanglement.weights == {"mmd": 1.0}
-    assert (module.lambda_cls, module.lambda_dis) == (1.0, 1.0)
-    bio, nio = (model.get_latent_representation(representation=r) for r in ("bio", "batch"))
+    assert (module.input_dropout, module.nio_noise_factor) == (0.0, 1.0)
+    assert module.alignment is None and module.axes is None
+    bio, nio = (
+        torch.tensor(model.get_latent_representation(representation=r)) for r in ("bio", "batch")
+    )
     assert bio.shape == nio.shape
-    assert (model.history["mmd_train"]["mmd_train"] <= 0).all()
+    tensors = next(iter(model._make_data_loader(other, batch_size=other.n_obs)))
+    with torch.no_grad():
+        _, generated, losses = module(tensors)
+        logits = module.classifier(nio)
+    counts = tensors["X"]
+    x = torch.log1p(counts / counts.sum(1, keepdim=True) * np.median(counts.sum(1)))
+    batch = tensors["batch"].squeeze(1)
+    reconstruction = (generated["px"].mean - x).square().sum(1).mean()
+    classification = torch.nn.functional.cross_entropy(logits, batch)
+    unit = [torch.nn.functional.normalize(z, dim=1) for z in (bio, nio)]
+    expected = reconstruction + classification - mmd2(*unit)
+    assert losses.loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_repr_names_what_was_chosen(model, capsys):

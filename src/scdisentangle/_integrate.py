@@ -23,6 +23,7 @@ from ._errors import InputError
 from ._model import DisentangleModel
 from ._scores_table import scores_table
 from ._training import default_max_epochs
+from .pl._words import CODES
 from .tl._checks import check_obs
 
 UNINTEGRATED, BIO, BATCH = "X_unintegrated", "X_disentangle", "X_disentangle_batch"
@@ -223,8 +224,8 @@ def _draw(
     steps.start("Draw", "UMAPs before and after, the losses and the report")
     titles = {
         UNINTEGRATED: "Unintegrated PCA",
-        BIO: r"$z_\mathrm{bio}$",
-        BATCH: r"$z_\mathrm{nio}$",
+        BIO: CODES["z_bio"],
+        BATCH: CODES["z_nio"],
     }
     for key in titles:
         steps.console.print(f"  UMAP of {key}")

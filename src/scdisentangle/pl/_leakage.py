@@ -13,7 +13,7 @@ from scdisentangle._model import DisentangleModel
 from scdisentangle.tl import DisentanglementReport
 from scdisentangle.tl._checks import check_is_model
 from scdisentangle.tl._questions import of_groups
-from scdisentangle.tl._verdict import above
+from scdisentangle.tl._verdict import SIGNIFICANT, above
 
 from ._finish import finish
 from ._words import CODES, plain
@@ -103,7 +103,7 @@ def leakage(
         for x in range(len(columns)):
             far = values.iat[y, x]
             if np.isfinite(far):
-                star = "*" if p_values.iat[y, x] < 0.05 else ""
+                star = "*" if p_values.iat[y, x] < SIGNIFICANT else ""
                 color = "white" if far > 0.5 else "black"
                 ax.text(x, y, f"{far:.2f}{star}", ha="center", va="center", color=color, size=9)
     row = 0

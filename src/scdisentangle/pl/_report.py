@@ -15,6 +15,7 @@ from scdisentangle._model import DisentangleModel
 from scdisentangle.tl import DisentanglementReport
 from scdisentangle.tl._questions import of_groups
 from scdisentangle.tl._report import QUESTIONS
+from scdisentangle.tl._verdict import SIGNIFICANT
 
 from ._finish import finish, own_axes
 from ._leakage import report_of
@@ -158,7 +159,7 @@ def _by_group(ax: Axes, groups: pd.DataFrame, kind: str) -> None:
         for code, size in {"unintegrated": 9, "z_bio": 6}.items():
             if code in rows.index:
                 row, color = rows.loc[code], COLORS[code]
-                face = color if row["p_value"] < 0.05 else "white"
+                face = color if row["p_value"] < SIGNIFICANT else "white"
                 ax.plot(row["value"], y, "o", color=color, markerfacecolor=face, markersize=size)
     ax.set_yticks(range(len(names)), map(plain, names), size="small")
     ax.set_ylim(-0.6, max(len(names), 1) - 0.4)

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from scdisentangle._errors import InputError
 
+from ._verdict import SIGNIFICANT
+
 CODES = ("z_bio", "z_nio", "unintegrated")
 _STYLES = {"good": "bold green", "fair": "bold yellow", "poor": "bold red"}
 QUESTIONS = {
@@ -191,7 +193,9 @@ class DisentanglementReport:
         )
 
 
-_CAPTION = "* more than by luck, p < 0.05. Luck: the better of two probes on permuted cells."
+_CAPTION = (
+    f"* more than by luck, p < {SIGNIFICANT}. Luck: the better of two probes on permuted cells."
+)
 
 
 def _by_code(found: pd.DataFrame, form) -> dict[str, str]:
@@ -199,7 +203,7 @@ def _by_code(found: pd.DataFrame, form) -> dict[str, str]:
 
 
 def _with_star(row: pd.Series) -> str:
-    return f"{row['value']:.2f}{'*' if row['p_value'] < 0.05 else ' '}"
+    return f"{row['value']:.2f}{'*' if row['p_value'] < SIGNIFICANT else ' '}"
 
 
 _OTHERS = {

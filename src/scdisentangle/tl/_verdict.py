@@ -18,7 +18,8 @@ UNJUDGED = ("confounded", "undecided")
 """Problems that leave nothing else to be said, and so are the status."""
 NOT_TOLD = "biology not told"
 _NOTICED = 1.0 - GOOD
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
+"""P-value below which something is called more than luck."""
 _STRUCTURE = 0.2
 """Below this, the cells before integration have too little structure for its loss to be judged."""
 _APART = 0.9
@@ -165,7 +166,7 @@ def _batch_in_bio(evidence: Evidence) -> Finding | None:
     readable = [
         row["within"]
         for (_, row), far in zip(rest.iterrows(), each, strict=True)
-        if row["p_value"] < _SIGNIFICANT and far > 0
+        if row["p_value"] < SIGNIFICANT and far > 0
     ]
     kind = "types" if evidence.labelled else "clusters"
     where = (
@@ -199,7 +200,7 @@ def _biology_in_nio(evidence: Evidence) -> Finding | None:
     if mean is None:
         return None
     severity = above(mean["balanced_accuracy"], mean["luck"])
-    if severity < _NOTICED or mean["p_value"] >= _SIGNIFICANT:
+    if severity < _NOTICED or mean["p_value"] >= SIGNIFICANT:
         return Finding("biology in z_nio", min(severity, _NOTICED), "")
     what = "The type" if evidence.labelled else "The structure of the cells"
     return Finding(
