@@ -10,7 +10,7 @@ import scanpy as sc
 from scdisentangle._errors import InputError, check_count
 
 from ._threads import threads_kept
-from ._values import log_expression, varies
+from ._log_expression import log_expression, varies
 
 
 @threads_kept()
