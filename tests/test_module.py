@@ -336,6 +336,15 @@ def test_the_encoder_of_z_nio_has_a_width_of_its_own_unless_it_is_shared():
     assert widths(encoder="shared") == (16, 16)
 
 
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_encoders_have_the_layers_asked_for_and_the_decoder_one(tensors, n_layers):
+    module = make(n_layers=n_layers)
+    assert len(module.encoder.bio_encoder.fc_layers) == n_layers
+    assert len(module.encoder.nio_encoder.fc_layers) == n_layers
+    assert len(module.decoder.trunk.fc_layers) == 1
+    assert module(tensors)[2].loss.isfinite()
+
+
 def test_a_variational_code_has_no_axes():
     assert make(kl_weight_bio=0.1).axes is None
     with pytest.raises(InputError, match=r"axes=True is not for.*kl_weight_bio=0\.1"):

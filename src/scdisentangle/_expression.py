@@ -225,7 +225,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         cells = self.adata if adata is None else adata
         if options.get("dataloader") is not None:
             check_alone(options["dataloader"], batch_correction=options["batch_correction"] or None)
-        else:
+        elif cells is not None:
             _check_groups(cells, **{name: options[name] for name in GROUPS})
         if not isinstance(cells, MuData):
             return compare(*asked.args, **asked.kwargs)

@@ -187,6 +187,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 self.module.eval()
                 with suppress(ValueError):  # of weights that give no codes; what was wrong is told
                     self.align(datamodule, progress_bar)
+                self.settled_ = True  # as far as it can be
             raise
         self.align(datamodule, progress_bar)
 

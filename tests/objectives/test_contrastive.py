@@ -96,6 +96,42 @@ def test_label_positives_prefer_other_batches():
     assert {tuple(pair) for pair in label_positives(labels, batch).nonzero().tolist()} == expected
 
 
+def test_positives_are_as_many_mutual_neighbours_as_are_asked_for(make_codes):
+    """All views are of all cells, so that the loss is that of scikit-learn's mutual neighbours."""
+    batch = torch.arange(40) % 2
+    x, z_bio = torch.rand(40, 6), torch.randn(40, 5)
+    losses = {}
+    for k in (1, 4):
+        spec = {
+            "contrastive": {
+                "positives": "mnn",
+                "n_neighbors": k,
+                "viewed": 1.0,
+                "counterfactual": 0.0,
+                "temperature": 0.5,
+            }
+        }
+        codes = make_codes(
+            n=40, batch=batch, x=x, z_bio=z_bio, encode_bio=lambda _, cells: z_bio[cells]
+        )
+        losses[k] = build_objectives(spec, **SIZES)(codes)["contrastive"]
+        unit, near = functional.normalize(x, dim=1).numpy(), np.zeros((40, 40), dtype=bool)
+        for one, other in ((0, 1), (1, 0)):
+            rows, columns = (np.flatnonzero(batch == b) for b in (one, other))
+            found = NearestNeighbors(n_neighbors=k).fit(unit[columns]).kneighbors(unit[rows])[1]
+            near[rows[:, None], columns[found]] = True
+        positives = torch.tensor(near & near.T)
+        z = functional.normalize(z_bio, dim=1)
+        similarity = (z @ z.T / 0.5).exp()
+        negatives = (batch[:, None] == batch).fill_diagonal_(False)
+        against = (similarity * negatives).sum(1, keepdim=True)
+        terms = -(similarity / (similarity + against)).log() * positives
+        has = positives.any(1)
+        expected = (terms.sum(1) / positives.sum(1).clamp(min=1))[has].mean()
+        assert losses[k].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses[1] != losses[4]
+
+
 @pytest.mark.parametrize("positives", ["labels", "mnn"])
 def test_the_batch_is_no_shortcut(make_codes, positives):
     """A code of the batch costs more than a random one, a code of the type almost nothing."""

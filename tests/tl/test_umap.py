@@ -32,6 +32,8 @@ def test_a_seed_gives_the_same_layout_and_the_rest_is_left_alone(adata):
     again.obsm["X_umap"] = np.zeros((150, 2))
     tl.umap(again, ["code"])
     np.testing.assert_array_equal(again.obsm["code_umap"], adata.obsm["code_umap"])
+    tl.umap(again, ["code"], seed=1)
+    assert not np.allclose(again.obsm["code_umap"], adata.obsm["code_umap"])
     assert not again.obsm["X_umap"].any()
     assert not again.obsp
 

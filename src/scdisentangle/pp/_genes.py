@@ -9,8 +9,8 @@ import scanpy as sc
 
 from scdisentangle._errors import InputError, check_count
 
-from ._threads import threads_kept
 from ._log_expression import log_expression, varies
+from ._threads import threads_kept
 
 
 @threads_kept()

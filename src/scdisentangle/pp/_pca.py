@@ -7,8 +7,8 @@ import scanpy as sc
 
 from scdisentangle._errors import InputError, check_count, name_some
 
-from ._threads import threads_kept
 from ._log_expression import log_expression, varies
+from ._threads import threads_kept
 
 
 def pca(
