@@ -388,6 +388,17 @@ def test_annbatch_trains_from_disk(adata, tmp_path):
         again = loaded.get_latent_representation(dataloader=datamodule.inference_dataloader())
         np.testing.assert_allclose(again, codes, atol=1e-3)
     assert loaded._datamodule is datamodule
+    of_cells = DisentangleModel.load(tmp_path / "model", adata=adata.copy())
+    assert of_cells.get_latent_representation().shape == (200, 5)
+    query = adata[:50].copy()
+    query.obs["batch"] = "new"
+    mapped = DisentangleModel.load_query_data(query, str(tmp_path / "model"))
+    mapped.train(1, enable_progress_bar=False)
+    np.testing.assert_allclose(
+        mapped.get_latent_representation(adata.copy()),
+        of_cells.get_latent_representation(),
+        atol=1e-5,
+    )
 
 
 def test_a_model_made_of_nothing_takes_its_sizes_from_the_data_module(adata, tmp_path):
@@ -420,12 +431,17 @@ OPTIONS_OF_A_MODULE = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS_OF_A_MODULE)
-def test_a_model_of_a_data_module_loads_as_it_was_made(adata, tmp_path, options):
-    """With the registry that scvi-tools' module of LaminDB's collections gives."""
-    adata = adata.copy()
-    adata.obs["type"] = np.where(np.arange(200) % 2, adata.obs["celltype"].astype(str), "Unknown")
-    DisentangleModel.setup_anndata(adata, batch_key="batch", labels_key="type")
+def of_a_data_module(adata, labels_key, continuous_covariate_keys=None, **options):
+    """A trained model, its data module, and minibatches of the cells in their order.
+
+    With the registry that scvi-tools' module of LaminDB's collections gives.
+    """
+    DisentangleModel.setup_anndata(
+        adata,
+        batch_key="batch",
+        labels_key=labels_key,
+        continuous_covariate_keys=continuous_covariate_keys,
+    )
     manager = DisentangleModel._get_most_recent_anndata_manager(adata)
     datamodule = dataloaders.DataSplitter(manager, batch_size=64)
     registry = deepcopy(manager.registry)
@@ -440,11 +456,18 @@ def test_a_model_of_a_data_module_loads_as_it_was_made(adata, tmp_path, options)
     ]
     scvi.settings.seed = 0
     model = DisentangleModel(registry=datamodule.registry, **SMALL, **options)
-    assert model.module.unlabeled_code == sorted(adata.obs["type"].unique()).index("Unknown")
     model.train(2, datamodule=datamodule, enable_progress_bar=False)
+    return model, datamodule, list(dataloaders.AnnDataLoader(manager, batch_size=64))
+
+
+@pytest.mark.parametrize("options", OPTIONS_OF_A_MODULE)
+def test_a_model_of_a_data_module_loads_as_it_was_made(adata, tmp_path, options):
+    adata = adata.copy()
+    adata.obs["type"] = np.where(np.arange(200) % 2, adata.obs["celltype"].astype(str), "Unknown")
+    model, datamodule, cells = of_a_data_module(adata, "type", **options)
+    assert model.module.unlabeled_code == sorted(adata.obs["type"].unique()).index("Unknown")
     model.save(tmp_path / "model", datamodule=datamodule)
     loaded = DisentangleModel.load(tmp_path / "model", adata=False)
-    cells = list(dataloaders.AnnDataLoader(manager, batch_size=64))
     np.testing.assert_allclose(
         loaded.get_latent_representation(dataloader=cells),
         model.get_latent_representation(dataloader=cells),
@@ -452,3 +475,46 @@ def test_a_model_of_a_data_module_loads_as_it_was_made(adata, tmp_path, options)
     )
     assert loaded.module.lambda_dis == model.module.lambda_dis
     assert type(loaded.module.alignment) is type(model.module.alignment)
+
+
+@pytest.mark.parametrize("options", OPTIONS_OF_A_MODULE)
+@pytest.mark.parametrize("labels_key", [None, "type"])
+def test_cells_in_memory_are_encoded_decoded_and_mapped_by_a_model_of_a_data_module(
+    adata, tmp_path, options, labels_key
+):
+    adata = adata.copy()
+    adata.obs["type"] = np.where(np.arange(200) % 2, adata.obs["celltype"].astype(str), "Unknown")
+    model, datamodule, cells = of_a_data_module(adata, labels_key, **options)
+    codes = model.get_latent_representation(dataloader=cells)
+    model.save(tmp_path / "model", datamodule=datamodule)
+    loaded = DisentangleModel.load(tmp_path / "model", adata=adata.copy())
+    np.testing.assert_allclose(loaded.get_latent_representation(), codes, atol=1e-6)
+    new = data.simulated(n_cells=200, n_genes=60, seed=0)[:50].copy()
+    new.obs["type"] = adata.obs["type"][:50]
+    np.testing.assert_allclose(loaded.get_latent_representation(new), codes[:50], atol=1e-6)
+    if "kl_weight_bio" not in options:  # whose expression is of draws
+        expected = model.get_normalized_expression(dataloader=cells, return_numpy=True)
+        found = loaded.get_normalized_expression(return_numpy=True)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+        assert not np.allclose(loaded.get_normalized_expression(transform_batch="batch_0"), found)
+    if labels_key is not None:
+        assert len(loaded.predict(new)) == 50
+    loaded.save(tmp_path / "again")
+    new.obs["batch"] = "new"
+    for reference in (model, str(tmp_path / "model"), str(tmp_path / "again")):
+        query_model = DisentangleModel.load_query_data(new.copy(), reference)
+        query_model.train(1, enable_progress_bar=False)
+        np.testing.assert_allclose(
+            query_model.get_latent_representation(adata[:50].copy()), codes[:50], atol=1e-5
+        )
+    with pytest.raises(InputError, match="did not see in training: 'new'"):
+        DisentangleModel.load(tmp_path / "model", adata=new)
+
+
+def test_covariates_of_a_data_module_are_not_held_against_an_anndata(adata, tmp_path):
+    adata = adata.copy()
+    adata.obs["age"] = np.arange(200.0)
+    model, datamodule, _ = of_a_data_module(adata, None, continuous_covariate_keys=["age"])
+    model.save(tmp_path / "model", datamodule=datamodule)
+    with pytest.raises(InputError, match="data module with 'continuous_covariate_keys'.*dataload"):
+        DisentangleModel.load(tmp_path / "model", adata=adata)

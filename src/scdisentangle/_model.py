@@ -20,7 +20,7 @@ from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from ._minification import MinificationMixin
 from ._module import DisentangleModule
 from ._query_mapping import QueryMappingMixin
-from ._registration import RegistrationMixin, description, measurements
+from ._registration import RegistrationMixin, description, is_of_data_module, measurements
 from ._saving import SavingMixin
 from ._training import TrainingMixin
 from ._training_plan import DisentangleTrainingPlan
@@ -180,7 +180,7 @@ class DisentangleModel(
             self.module = self._module_cls(**self._sizes(), **self._module_kwargs)
             self.module.minified_data_type = self.minified_data_type
         self._model_summary_string = self._summary()
-        if self.registry_.get("setup_method_name") == "setup_datamodule":
+        if is_of_data_module(self.registry_):
             self._module_cls = self._module_as_made
         self.init_params_ = self._get_init_params(locals())
         if not knows_nothing:

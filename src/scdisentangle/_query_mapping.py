@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from scvi.nn import FCLayers
 from torch import Tensor, nn
 
 from ._errors import InputError
+from ._registration import as_of_anndata, is_of_data_module
 from ._saving import check_model_file
 
 
@@ -84,6 +86,9 @@ class QueryMappingMixin(ArchesMixin):
                 "a trained model, or the folder that it was saved in."
             )
         if adata is not None:
+            if is_of_data_module(reference_model.registry_):
+                reference_model = copy(reference_model)
+                reference_model.registry_ = as_of_anndata(reference_model.registry_)
             reference_model._check_learned_batches(adata)
         reference = reference_model.module
         model = super().load_query_data(

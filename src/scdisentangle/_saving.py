@@ -22,6 +22,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from ._aside import aside, flush
 from ._earlier_formats import FILE_FORMAT, format_of, upgraded
 from ._errors import InputError, name_some
+from ._registration import as_of_anndata, is_of_data_module
 from ._validation import check_is_anndata
 
 _NEEDED = {
@@ -104,8 +105,7 @@ class SavingMixin:
                 f"save_kwargs has {name_some(sorted(fixed))}, with which a file could not be "
                 "checked when it is loaded. Leave it out."
             )
-        of_module = self.registry.get("setup_method_name") == "setup_datamodule"
-        if of_module and kwargs.get("datamodule") is None:
+        if is_of_data_module(self.registry) and kwargs.get("datamodule") is None:
             raise InputError(
                 "A model of a data module is saved with it: model.save(folder, datamodule=...)."
             )
@@ -148,7 +148,8 @@ class SavingMixin:
         dir_path
             Folder of the model.
         adata
-            Data for the model; ``None`` takes those that were saved with it, ``False`` none.
+            Data for the model; ``None`` takes those that were saved with it, ``False`` none. A
+            model of a data module that is given an AnnData takes AnnDatas from then on.
         accelerator, device
             Where to load the model to.
         prefix
@@ -176,8 +177,11 @@ class SavingMixin:
         names = [cls.__name__, *(kwargs.get("allowed_classes_names_list") or [])]
         content = check_model_file(path, *names)
         datamodule = kwargs.pop("datamodule", None)  # of which scvi-tools would build another model
+        read = content if format_of(content) == FILE_FORMAT else upgraded(content)
+        if isinstance(adata, AnnData):
+            read = _of_anndata(read)
         try:
-            with _of_today(path, content) as folder:
+            with _folder_of(path, content, read) as folder:
                 model = super().load(
                     str(folder),
                     adata,
@@ -286,16 +290,25 @@ def check_model_file(path: Path, *class_names: str) -> dict:
     return content
 
 
+def _of_anndata(content: dict) -> dict:
+    """The content of the file of a data module's model, as if it had been made with an AnnData."""
+    attributes = content[SAVE_KEYS.ATTR_DICT_KEY]
+    if not is_of_data_module(attributes["registry_"]):
+        return content
+    registry = as_of_anndata(attributes["registry_"])
+    return {**content, SAVE_KEYS.ATTR_DICT_KEY: {**attributes, "registry_": registry}}
+
+
 @contextmanager
-def _of_today(path: Path, content: dict) -> Iterator[Path]:
-    """A folder with the model of a file as today's format has it: its own, where it is of that."""
-    if format_of(content) == FILE_FORMAT:
+def _folder_of(path: Path, content: dict, read: dict) -> Iterator[Path]:
+    """A folder with what is to be read of a file: its own, where that is all that it holds."""
+    if read is content:
         yield path.parent
         return
     with TemporaryDirectory() as folder:
         for file in path.parent.glob("*.h5*"):  # its data
             Path(folder, file.name).symlink_to(file.absolute())
-        torch.save(upgraded(content), Path(folder, path.name))
+        torch.save(read, Path(folder, path.name))
         yield Path(folder)
 
 

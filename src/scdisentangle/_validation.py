@@ -229,7 +229,8 @@ def check_alone(dataloader: object, **others: object) -> None:
         if dataloader is not None and value is not None:
             raise InputError(
                 f"{name}= is not for cells of a dataloader, all of which are taken as they are. "
-                "Put them into an AnnData, and pass that as adata=."
+                "Put them into an AnnData, and pass that as adata=; a model of a data module is "
+                "loaded with it: DisentangleModel.load(folder, adata)."
             )
 
 
