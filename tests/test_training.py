@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from scvi.train import SaveCheckpoint
+from scvi.train._callbacks import ScibCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._dynamo.utils import counters
 
@@ -110,6 +111,16 @@ def test_a_model_that_a_callback_saved_is_aligned_once_loaded(tmp_path):
     np.testing.assert_allclose(
         without_data.get_latent_representation(), model.get_latent_representation(), atol=1e-5
     )
+
+
+def test_tuning_by_scib_metrics_gets_the_codes_of_an_epoch():
+    callback = ScibCallback()
+    model = fit(1, batch_size=60, train_size=0.9, callbacks=[callback])
+    for stage, n_cells in (("training", 180), ("validation", 20)):
+        seen = getattr(callback.pl_module, f"_{stage}_epoch_outputs")
+        assert seen["z"].shape == (n_cells, model.module.encoder.bio_head.mean.out_features)
+        assert len(seen["batch"]) == len(seen["labels"]) == n_cells
+        assert set(seen["batch"].tolist()) == {0, 1, 2}
 
 
 def test_workers_that_persist_train_every_epoch():

@@ -178,6 +178,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
         }
         outputs = super().forward(*args, **kwargs)
         self._metrics = outputs[2].extra_metrics
+        self._cells = args[0], outputs[0]["z_bio"].detach()
         self._n_cells = outputs[2].n_obs_minibatch
         return outputs
 
@@ -250,7 +251,7 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
     def on_train_end(self) -> None:
         """Let go of the last minibatch and its graph, with which a model could not be copied."""
         super().on_train_end()
-        self._metrics = self._guard = None
+        self._metrics = self._cells = self._guard = None
 
     def on_train_epoch_end(self) -> None:
         """Stop if a term or a weight is not finite."""
@@ -305,6 +306,13 @@ class DisentangleTrainingPlan(EpochLogMixin, TrainingPlan):
             for optimizer in optimizers:
                 optimizer.step()
         return loss
+
+    def prepare_scib_autotune(self, loss_outputs: dict[str, Tensor], stage: str) -> None:
+        """Hand ``z_bio`` to tuning by scib-metrics, which looks for codes among the terms."""
+        tensors, z_bio = self._cells
+        batch, labels = tensors[REGISTRY_KEYS.BATCH_KEY], tensors.get(REGISTRY_KEYS.LABELS_KEY)
+        seen = {"z": z_bio, "batch": batch, "labels": labels}
+        super().prepare_scib_autotune({**loss_outputs, **seen}, stage)
 
     def on_after_backward(self) -> None:
         """Leave what a query's reference knows as it is."""
