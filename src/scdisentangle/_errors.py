@@ -1,13 +1,16 @@
-"""The errors that bad input raises, and checks of options that raise them."""
+"""The errors that bad input raises, warnings of it, and checks of options."""
 
 from __future__ import annotations
 
 import difflib
 import reprlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter, signature
 from math import isfinite
 from numbers import Integral, Real
+
+from scvi import settings
 
 
 class InputError(ValueError):
@@ -22,6 +25,11 @@ class MissingKeyError(InputError, KeyError):
     """A column of ``.obs`` or a layer that is not there, as scvi-tools' ``KeyError`` tells it."""
 
     __str__ = Exception.__str__
+
+
+def warn_user(message: str) -> None:
+    """Warn of what a function was handed in that calls this one."""
+    warnings.warn(message, UserWarning, stacklevel=settings.warnings_stacklevel)
 
 
 def name_some(names: Iterable[object], limit: int = 3) -> str:

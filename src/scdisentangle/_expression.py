@@ -16,6 +16,7 @@ from scvi.model._utils import scrna_raw_counts_properties
 from scvi.model.base import RNASeqMixin, VAEMixin
 from scvi.model.base._de_core import _de_core
 
+from ._columns import check_column
 from ._errors import (
     InputError,
     argument_names,
@@ -26,7 +27,7 @@ from ._errors import (
 )
 from ._likelihoods import COUNT_LIKELIHOODS
 from ._registration import measurements
-from ._validation import check_alone, check_column, positions
+from ._validation import check_alone, positions
 
 OVERDISPERSED = ("nb", "zinb")
 GROUPS = ("groupby", "group1", "group2", "idx1")

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 
 from . import _validation, _values
+from ._data_modules import is_of_data_module
 from ._errors import InputError, check_options
 from ._expression import ExpressionMixin
 from ._labels import LabelMixin
@@ -20,7 +21,7 @@ from ._likelihoods import COUNT_LIKELIHOODS, GeneLikelihood
 from ._minification import MinificationMixin
 from ._module import DisentangleModule
 from ._query_mapping import QueryMappingMixin
-from ._registration import RegistrationMixin, description, is_of_data_module, measurements
+from ._registration import RegistrationMixin, description, measurements
 from ._saving import SavingMixin
 from ._training import TrainingMixin
 from ._training_plan import DisentangleTrainingPlan

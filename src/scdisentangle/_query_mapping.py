@@ -12,8 +12,8 @@ from scvi.model.base._constants import SAVE_KEYS
 from scvi.nn import FCLayers
 from torch import Tensor, nn
 
+from ._data_modules import as_of_anndata, is_of_data_module
 from ._errors import InputError
-from ._registration import as_of_anndata, is_of_data_module
 from ._saving import check_model_file
 
 

@@ -20,8 +20,8 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
-from . import _validation, _values
-from ._errors import InputError, argument_names, check_choice, check_options, name_some
+from . import _columns, _validation, _values
+from ._errors import InputError, argument_names, check_choice, check_options
 from .data._loading import AsAsked
 
 
@@ -199,40 +199,40 @@ class RegistrationMixin:
     def _check_data(cls, adata: AnnData | MuData, setup_args: Mapping, options: Mapping) -> None:
         """Check data that are registered, by themselves or against those of a model."""
         measured, layer = measurements(adata, setup_args)
-        _validation.check_keys(measured, layer, {})
+        _validation.check_layer(measured, layer)
         batched, labelled = (description(adata, setup_args, k) for k in ("batch_key", "labels_key"))
         labels_key, unlabeled = (setup_args.get(k) for k in ("labels_key", "unlabeled_category"))
         source_registry = options.get("source_registry")
         if source_registry is not None:
-            _validation.check_has_labels(labelled, labels_key, unlabeled)
+            _columns.check_has_labels(labelled, labels_key, unlabeled)
         cls._check_obs(adata, setup_args)
         _validation.check_can_be_loaded(measured, layer)
         _validation.check_values(measured, layer)
         if source_registry is not None:
             cls._check_against(adata, source_registry, options.get("extend_categories", False))
             return
-        _validation.warn_of_batches(batched, setup_args["batch_key"])
-        _validation.warn_of_labels(labelled, labels_key, unlabeled)
+        _columns.warn_of_batches(batched, setup_args["batch_key"])
+        _columns.warn_of_labels(labelled, labels_key, unlabeled)
 
     @staticmethod
     def _check_obs(adata: AnnData | MuData, setup_args: Mapping) -> None:
         """Check the columns of ``.obs`` that a registration names."""
         for argument in ("batch_key", "labels_key", "size_factor_key"):
             described = description(adata, setup_args, argument)
-            _validation.check_keys(described, None, {argument: setup_args.get(argument)})
+            _columns.check_columns(described, {argument: setup_args.get(argument)})
         for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
             keys = setup_args.get(argument)
             if isinstance(keys, str):
                 raise InputError(f"{argument}='{keys}' must be a list: {argument}=['{keys}']")
             keys = [] if keys is None else list(keys)
             described = description(adata, setup_args, argument)
-            _validation.check_keys(described, None, {f"{argument}[{key}]": key for key in keys})
+            _columns.check_columns(described, {f"{argument}[{key}]": key for key in keys})
             if argument == "continuous_covariate_keys":
                 for key in keys:
-                    _validation.check_numbers(described, key)
+                    _columns.check_numbers(described, key)
         if (key := setup_args.get("size_factor_key")) is not None:
             described = description(adata, setup_args, "size_factor_key")
-            _validation.check_numbers(described, key, above_zero=True)
+            _columns.check_numbers(described, key, above_zero=True)
 
     @staticmethod
     def _check_against(
@@ -249,11 +249,11 @@ class RegistrationMixin:
                 known = states[field]["categorical_mapping"]
                 described = description(adata, setup_args, argument)
                 may_be_new = argument == "labels_key" or new_categories
-                _validation.check_categories(described, key, known, may_be_new)
+                _columns.check_categories(described, key, known, may_be_new)
         covariates = states.get(REGISTRY_KEYS.CAT_COVS_KEY, {})
         described = description(adata, setup_args, "categorical_covariate_keys")
         for key, known in covariates.get("mappings", {}).items():
-            _validation.check_categories(described, key, known, new_categories)
+            _columns.check_categories(described, key, known, new_categories)
 
     @property
     def adata(self) -> AnnData | MuData | None:
@@ -306,7 +306,7 @@ class RegistrationMixin:
         setup_args = self.registry_["setup_args"]
         if self.empty_batches_:
             described = description(adata, setup_args, "batch_key")
-            _validation.check_learned(described, setup_args["batch_key"], self.empty_batches_)
+            _columns.check_learned(described, setup_args["batch_key"], self.empty_batches_)
 
     def _make_data_loader(self, adata, indices=None, batch_size=None, *args, **kwargs):
         cells = _validation.positions(indices, adata.n_obs)
@@ -330,7 +330,7 @@ class RegistrationMixin:
             raise InputError("The model was made without data: pass adata=.")
         measured, layer = measurements(self.adata, self.registry_["setup_args"])
         try:
-            _validation.check_keys(measured, layer, {})
+            _validation.check_layer(measured, layer)
             _validation.check_is_filled(measured, layer)
             genes = self._state_of(REGISTRY_KEYS.X_KEY)["column_names"]
             _validation.check_genes(measured, genes)
@@ -351,53 +351,6 @@ class RegistrationMixin:
             _validation.check_kind(measured, layer, kind)
         if self.module.fits_counts:
             _validation.check_counts(measured, layer, self.module.gene_likelihood, kind)
-
-
-def is_of_data_module(registry: Mapping) -> bool:
-    """Whether a registry is that of a data module, and not of an AnnData."""
-    return registry.get("setup_method_name") == "setup_datamodule"
-
-
-def as_of_anndata(registry: Mapping) -> dict:
-    """The registry of a data module, as if its cells had been registered in an AnnData.
-
-    Raises
-    ------
-    InputError
-        If there are covariates or size factors, of which a data module notes too little.
-    """
-    setup_args, fields = registry["setup_args"], registry["field_registries"]
-    further = ("size_factor_key", "categorical_covariate_keys", "continuous_covariate_keys")
-    if given := [name for name in further if setup_args.get(name)]:
-        raise InputError(
-            f"The model was trained from a data module with {name_some(given)}, which an AnnData "
-            "cannot be held against. Pass cells as dataloader=, as the data module gives them."
-        )
-    labels = fields[REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-    names = ("layer", "batch_key", "labels_key", *further)
-    known = {REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY}
-    of_cells = {name: field for name, field in fields.items() if name in known}
-    if setup_args.get("labels_key") is None:
-        none = {"categorical_mapping": np.array([0]), "original_key": "_scvi_labels"}
-        of_cells[REGISTRY_KEYS.LABELS_KEY] = {
-            **fields[REGISTRY_KEYS.LABELS_KEY],
-            "state_registry": none,
-        }
-    empty = {"data_registry": {}, "state_registry": {}, "summary_stats": {}}
-    others = (
-        REGISTRY_KEYS.SIZE_FACTOR_KEY,
-        REGISTRY_KEYS.CAT_COVS_KEY,
-        REGISTRY_KEYS.CONT_COVS_KEY,
-    )
-    return {
-        **registry,
-        "setup_method_name": "setup_anndata",
-        "setup_args": {
-            **{name: setup_args.get(name) for name in names},
-            "unlabeled_category": labels.get("unlabeled_category", "Unknown"),
-        },
-        "field_registries": {**dict.fromkeys(others, empty), **of_cells},
-    }
 
 
 def measurements(adata: AnnData | MuData, setup_args: Mapping) -> tuple[AnnData, str | None]:

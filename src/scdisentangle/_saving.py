@@ -20,9 +20,9 @@ from scvi.model.base._constants import SAVE_KEYS
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ._aside import aside, flush
+from ._data_modules import as_of_anndata, is_of_data_module
 from ._earlier_formats import FILE_FORMAT, format_of, upgraded
 from ._errors import InputError, name_some
-from ._registration import as_of_anndata, is_of_data_module
 from ._validation import check_is_anndata
 
 _NEEDED = {

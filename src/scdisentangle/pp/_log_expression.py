@@ -8,7 +8,7 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from scdisentangle import _validation
+from scdisentangle import _columns, _validation
 from scdisentangle._values import are_counts
 
 
@@ -19,7 +19,8 @@ def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) 
     log1p-transformed. Other values are taken to be normalised and stay as they are.
     """
     _validation.check_is_anndata(adata)
-    _validation.check_keys(adata, layer, {"batch_key": batch_key})
+    _validation.check_layer(adata, layer)
+    _columns.check_columns(adata, {"batch_key": batch_key})
     _validation.check_values(adata, layer)
     values = adata.X if layer is None else adata.layers[layer]
     if hasattr(values, "to_memory"):  # backed
