@@ -62,5 +62,5 @@ def test_what_is_no_model_is_told():
     model = trained(simulated(n_cells=60, n_genes=20), 1)
     model._adata = None
     for ask in (batch_effect, pl.report, pl.leakage, lambda x: disentanglement_report(x, "batch")):
-        with pytest.raises(InputError, match="holds no cells: put its codes into the obsm"):
+        with pytest.raises(InputError, match="has no AnnData: put its codes into the obsm"):
             ask(model)
