@@ -12,7 +12,8 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data._utils import _validate_adata_dataloader_input
 
-from ._errors import check_choice
+from ._data_modules import is_of_data_module
+from ._errors import InputError, check_choice
 from ._validation import check_alone, positions
 
 Representation = Literal["bio", "batch", "joint"]
@@ -32,6 +33,11 @@ class LatentMixin:
         **data_loader_kwargs,
     ):
         self._check_if_trained(warn=False)
+        if adata is not None and is_of_data_module(self.registry_):
+            raise InputError(
+                "The model was trained from a data module, and takes cells as dataloader=. To give "
+                "it an AnnData, save it, and load it with one: DisentangleModel.load(folder, adata)"
+            )
         _validate_adata_dataloader_input(self, adata, dataloader)
         if dataloader is None:
             adata = self._validate_anndata(adata)
