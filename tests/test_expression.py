@@ -498,9 +498,11 @@ def test_the_decoder_may_read_an_embedding_of_the_batch(adata, tmp_path):
         loaded.get_normalized_expression(return_numpy=True),
         model.get_normalized_expression(return_numpy=True),
     )
-    for wrong in ({"embeding_dim": 3}, {"max_norm": 1.0}, {"embedding_dim": 0}):
-        with pytest.raises(InputError, match="embedding_dim"):
+    for wrong in ({"embeding_dim": 3}, {"max_norm": 1.0}):
+        with pytest.raises(InputError, match="batch_embedding_kwargs.*embedding_dim"):
             fit(adata, 1, batch_embedding_kwargs=wrong)
+    with pytest.raises(InputError, match="embedding_dim=0 must be"):
+        fit(adata, 1, batch_embedding_kwargs={"embedding_dim": 0})
 
 
 def test_the_bound_that_validation_logs_is_that_of_draws():

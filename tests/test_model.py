@@ -413,6 +413,7 @@ def test_as_written_is_the_method_of_the_paper(adata):
     assert module.encoder.bio_encoder is module.encoder.nio_encoder
     assert (module.gene_likelihood, module.nio_flow) == ("mse", "free")
     assert module.disentanglement.weights == {"mmd": 1.0}
+    assert (module.lambda_cls, module.lambda_dis) == (1.0, 1.0)
     assert (module.input_dropout, module.nio_noise_factor) == (0.0, 1.0)
     assert module.alignment is None and module.axes is None
     bio, nio = (

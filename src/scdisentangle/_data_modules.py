@@ -1,4 +1,4 @@
-"""Registries of data modules, and what an AnnData must hold in their place."""
+"""Cells of data modules and data loaders, and what an AnnData must hold in their place."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def as_of_anndata(registry: Mapping) -> dict:
         )
     labels = fields[REGISTRY_KEYS.LABELS_KEY]["state_registry"]
     names = ("layer", "batch_key", "labels_key", *further)
-    known = {REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY}
-    of_cells = {name: field for name, field in fields.items() if name in known}
+    known = (REGISTRY_KEYS.X_KEY, REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)
+    of_cells = {name: fields[name] for name in known}
     if setup_args.get("labels_key") is None:
         none = {"categorical_mapping": np.array([0]), "original_key": "_scvi_labels"}
         of_cells[REGISTRY_KEYS.LABELS_KEY] = {
@@ -55,3 +55,14 @@ def as_of_anndata(registry: Mapping) -> dict:
         },
         "field_registries": {**dict.fromkeys(others, empty), **of_cells},
     }
+
+
+def check_alone(dataloader: object, **others: object) -> None:
+    """Raise :class:`InputError` for what would not be looked at beside a data loader."""
+    for name, value in others.items():
+        if dataloader is not None and value is not None:
+            raise InputError(
+                f"{name}= is not for cells of a dataloader, all of which are taken as they are. "
+                "Put them into an AnnData, and pass that as adata=; a model of a data module is "
+                "loaded with it: DisentangleModel.load(folder, adata)."
+            )

@@ -17,6 +17,7 @@ from scvi.model.base import RNASeqMixin, VAEMixin
 from scvi.model.base._de_core import _de_core
 
 from ._columns import check_column
+from ._data_modules import check_alone
 from ._errors import (
     InputError,
     argument_names,
@@ -27,9 +28,10 @@ from ._errors import (
 )
 from ._likelihoods import COUNT_LIKELIHOODS
 from ._registration import measurements
-from ._validation import check_alone, positions
+from ._validation import positions
 
 OVERDISPERSED = ("nb", "zinb")
+OF_A_DRAW = {"inference_kwargs": {"n_samples": 1}}
 GROUPS = ("groupby", "group1", "group2", "idx1")
 
 
@@ -86,9 +88,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             check_positive(library_size=library_size)
             if library_size != 1:
                 self._require_likelihood("library_size=", COUNT_LIKELIHOODS)
-        self._check_gene_list(kwargs.get("gene_list"))
-        narrowed = {"transform_batch": transform_batch, "gene_list": kwargs.get("gene_list")}
-        check_alone(kwargs.get("dataloader"), **narrowed)
+        self._check_chosen(transform_batch, kwargs.get("gene_list"), kwargs.get("dataloader"))
         if kwargs.get("n_samples_overall") is not None:
             kwargs["return_numpy"] = True  # scvi-tools would name the draws after the cells
         if kwargs.get("weights") == "importance":
@@ -139,9 +139,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         Sparse array of shape ``(n_cells, n_genes)``, or ``(n_cells, n_genes, n_samples)``: counts,
         or with ``gene_likelihood="mse"`` and ``"normal"`` values on the normalised scale.
         """
-        self._check_gene_list(gene_list)
-        narrowed = {"transform_batch": transform_batch, "gene_list": gene_list}
-        check_alone(kwargs.get("dataloader"), **narrowed)
+        self._check_chosen(transform_batch, gene_list, kwargs.get("dataloader"))
         cells = self.adata if adata is None else adata
         in_modality = isinstance(cells, MuData)
         draws = super().posterior_predictive_sample(
@@ -274,8 +272,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         *args, **kwargs
             As in scvi-tools.
         """
-        of_a_draw = {"inference_kwargs": {"n_samples": 1}}
-        return super().get_reconstruction_error(*args, **{**of_a_draw, **kwargs})
+        return super().get_reconstruction_error(*args, **{**OF_A_DRAW, **kwargs})
 
     def get_elbo(self, *args, **kwargs):
         """Evidence lower bound, as by scvi-tools; higher is better.
@@ -293,7 +290,7 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
             If the reconstruction term is no likelihood, or a code has no posterior.
         """
         self._require_elbo("get_elbo")
-        return super().get_elbo(*args, **{"inference_kwargs": {"n_samples": 1}, **kwargs})
+        return super().get_elbo(*args, **{**OF_A_DRAW, **kwargs})
 
     def get_marginal_ll(self, *args, **kwargs):
         """Marginal log-likelihood by importance sampling, as by scvi-tools; higher is better.
@@ -335,7 +332,9 @@ class ExpressionMixin(RNASeqMixin, VAEMixin):
         names = self._modality(cells).var_names
         return np.arange(len(names)) if genes is None else np.flatnonzero(names.isin(genes))
 
-    def _check_gene_list(self, genes: Sequence[str] | None) -> None:
+    def _check_chosen(self, transform_batch, genes: Sequence[str] | None, dataloader) -> None:
+        """Check what is to be decoded: genes that are known, and all of a data loader's."""
+        check_alone(dataloader, transform_batch=transform_batch, gene_list=genes)
         if genes is None:
             return
         if isinstance(genes, str):

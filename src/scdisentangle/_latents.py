@@ -12,9 +12,9 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data._utils import _validate_adata_dataloader_input
 
-from ._data_modules import is_of_data_module
+from ._data_modules import check_alone, is_of_data_module
 from ._errors import InputError, check_choice
-from ._validation import check_alone, positions
+from ._validation import positions
 
 Representation = Literal["bio", "batch", "joint"]
 CODES = {"bio": ("bio",), "batch": ("nio",), "joint": ("bio", "nio")}
@@ -33,6 +33,7 @@ class LatentMixin:
         **data_loader_kwargs,
     ):
         self._check_if_trained(warn=False)
+        check_alone(dataloader, adata=adata, indices=indices)
         if adata is not None and is_of_data_module(self.registry_):
             raise InputError(
                 "The model was trained from a data module, and takes cells as dataloader=. To give "
@@ -89,7 +90,6 @@ class LatentMixin:
         """
         check_choice("representation", representation, CODES)
         codes = CODES[representation]
-        check_alone(dataloader, adata=adata, indices=indices)
         n_samples = None if give_mean or return_dist else 1
         for outputs in self._run_encoder(
             adata, indices, batch_size, dataloader, n_samples, **data_loader_kwargs

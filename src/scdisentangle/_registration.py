@@ -278,8 +278,8 @@ class RegistrationMixin:
                     f"adata is of type {type(adata).__name__}, and the model was made for "
                     f"{'a MuData' if 'modalities' in setup_args else 'an AnnData'}."
                 )
-            is_minified = _get_adata_minify_type(measurements(adata, setup_args)[0]) is not None
-            if self.minified_data_type is not None and not is_minified:
+            measured, layer = measurements(adata, setup_args)
+            if self.minified_data_type is not None and _get_adata_minify_type(measured) is None:
                 raise InputError(
                     "The model's data are minified, and so it reads codes in place of counts. For "
                     "other cells, load the model as it was before minify_adata(), or map them onto "
@@ -287,7 +287,7 @@ class RegistrationMixin:
                 )
             self._check_data(adata, setup_args, {"source_registry": self.registry_})
             self._check_learned_batches(adata)
-            self._check_kind(*measurements(adata, setup_args))
+            self._check_kind(measured, layer)
         self._adopted |= self.adata is None  # scvi-tools makes the data the model's own
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
 
@@ -350,7 +350,7 @@ class RegistrationMixin:
         if kind is not None:
             _validation.check_kind(measured, layer, kind)
         if self.module.fits_counts:
-            _validation.check_counts(measured, layer, self.module.gene_likelihood, kind)
+            _validation.check_no_cell_is_empty(measured, layer)
 
 
 def measurements(adata: AnnData | MuData, setup_args: Mapping) -> tuple[AnnData, str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from tempfile import TemporaryDirectory
 import torch
 from anndata import AnnData
 from lightning.pytorch import LightningDataModule
-from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.data._download import _download
 from scvi.model.base._constants import SAVE_KEYS
@@ -22,7 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from ._aside import aside, flush
 from ._data_modules import as_of_anndata, is_of_data_module
 from ._earlier_formats import FILE_FORMAT, format_of, upgraded
-from ._errors import InputError, name_some
+from ._errors import InputError, name_some, warn_user
 from ._validation import check_is_anndata
 
 _NEEDED = {
@@ -204,11 +202,9 @@ class SavingMixin:
         if self.adata is not None or datamodule is not None:
             self.align(datamodule, progress_bar=False)
             return
-        warnings.warn(
+        warn_user(
             "The model was saved before its training had ended, and its codes are not aligned. "
-            "Load it with its data, or call align() once it has them.",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
+            "Load it with its data, or call align() once it has them."
         )
 
     @classmethod

@@ -127,8 +127,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         if datamodule is None:
             loading = {"on_device": data_on_device, **(kwargs.get("datasplitter_kwargs") or {})}
             kwargs["datasplitter_kwargs"] = loading
-        has_estimators = self.module is not None and self.module.disentanglement.has_estimators
-        if has_estimators and kwargs.get("max_steps", -1) > 0:
+        if self._has_estimators and kwargs.get("max_steps", -1) > 0:
             kwargs["max_steps"] *= 2  # Lightning counts those of both optimisers
         begun = Begun()
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), begun]
@@ -140,6 +139,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 **run,
                 **{"inference_mode": False, **kwargs},
             )
+
+    @property
+    def _has_estimators(self) -> bool:
+        return self.module is not None and self.module.disentanglement.has_estimators
 
     def _lengths_of_run(
         self,
@@ -288,7 +291,7 @@ class TrainingMixin(UnsupervisedTrainingMixin):
                 "The AnnData is minified, and the model reads its codes in place of counts. Train "
                 "on the data as they were before minify_adata()."
             )
-        if self.module is not None and self.module.disentanglement.has_estimators:
+        if self._has_estimators:
             for name, nothing in OF_ONE_OPTIMIZER.items():
                 if options.get(name) not in (None, nothing):
                     raise InputError(
@@ -324,7 +327,9 @@ def _some_validate(n_obs: int, train_size: float | None, options: Mapping) -> bo
     if splits is not None:
         return len(splits) > 1 and splits[1] is not None and len(splits[1]) > 0
     share = options.get("validation_size")
-    return n_obs * (1 - (train_size or 0.9) if share is None else share) >= 1
+    if share is None:
+        share = 1 - (train_size or 0.9)
+    return n_obs * share >= 1
 
 
 def default_max_epochs(n_obs: int) -> int:

@@ -93,9 +93,7 @@ def check_values(adata: AnnData, layer: str | None) -> None:
         )
 
 
-def check_counts(
-    adata: AnnData, layer: str | None, gene_likelihood: str, kind: ValueKind | None = None
-) -> None:
+def check_counts(adata: AnnData, layer: str | None, gene_likelihood: str, kind: ValueKind) -> None:
     """Check that a count likelihood is given counts in each cell.
 
     Parameters
@@ -105,19 +103,24 @@ def check_counts(
     gene_likelihood
         The likelihood.
     kind
-        What they are, as :func:`kind_of_values` has it, if that is known already.
+        What the values are, as :func:`kind_of_values` has it.
 
     Raises
     ------
     InputError
         If values are negative, or may be logarithms, or if a cell has no counts.
     """
-    if (kind or kind_of_values(adata, layer)) == "others":
+    if kind == "others":
         raise InputError(
             f"gene_likelihood='{gene_likelihood}' needs counts, but {_no_counts(adata, layer)}. "
             "Register the layer with raw counts (layer=), or pass gene_likelihood='mse' or "
             "'normal' for normalised values."
         )
+    check_no_cell_is_empty(adata, layer)
+
+
+def check_no_cell_is_empty(adata: AnnData, layer: str | None) -> None:
+    """Raise :class:`InputError` for cells without counts."""
     empty = sums_of_cells(matrix(adata, layer)) == 0
     if empty.any():
         raise InputError(
@@ -148,17 +151,6 @@ def check_kind(adata: AnnData, layer: str | None, kind: ValueKind) -> None:
             f"The model was made for values that are no counts, and {_where(layer)} holds counts. "
             "Prepare them as those that it was trained on: normalise them, take logarithms."
         )
-
-
-def check_alone(dataloader: object, **others: object) -> None:
-    """Raise :class:`InputError` for what would not be looked at beside a data loader."""
-    for name, value in others.items():
-        if dataloader is not None and value is not None:
-            raise InputError(
-                f"{name}= is not for cells of a dataloader, all of which are taken as they are. "
-                "Put them into an AnnData, and pass that as adata=; a model of a data module is "
-                "loaded with it: DisentangleModel.load(folder, adata)."
-            )
 
 
 def positions(indices: Sequence[int] | Sequence[bool] | None, n_obs: int) -> np.ndarray:
