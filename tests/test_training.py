@@ -1,5 +1,6 @@
 """Loggers, checkpoints, tuning, several processes and lower precision, as in scvi-tools."""
 
+import builtins
 import copy
 import os
 import shutil
@@ -198,6 +199,7 @@ def test_autotune_chooses_among_our_options(tmp_path, monkeypatch):
     from scvi.autotune import run_autotune
 
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    monkeypatch.setattr(builtins, "print", print)  # ray's own stays, and numba compiles none
     adata = data.simulated(n_cells=100, n_genes=40, seed=0)
     DisentangleModel.setup_anndata(adata, batch_key="batch")
     found = run_autotune(
