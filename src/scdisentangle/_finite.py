@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
@@ -76,7 +77,7 @@ class FiniteGuard:
     def _look(self) -> None:
         pending, self.pending = self.pending, []
         for step, names, values in pending:
-            finite = values.isfinite().tolist()
+            finite = [math.isfinite(value) for value in values.tolist()]
             if not all(finite):
                 self._stop_for_loss(
                     step, [name for name, good in zip(names, finite, strict=True) if not good]

@@ -68,7 +68,6 @@ class LossMixin:
             for code, (posterior, prior) in self._variational(inference_outputs, batch).items()
         }
         terms = {
-            **self._zero_terms(reconstruction.new_zeros(())),
             **reconstructed,
             **classified,
             **objectives,
@@ -80,13 +79,14 @@ class LossMixin:
             reconstruction_weight, classification_weight, disentanglement_weight, kl_weight
         )
         weighted = {name: weights[name] * term for name, term in terms.items()}
+        logged = {**self._zero_terms(reconstruction.new_zeros(())), **weighted}
 
         if self.training:
             self.flow.follow(inference_outputs["z_nio"], batch)
         metrics = {**classified, **objectives}
         if "squared_error" in terms:
             metrics["squared_error"] = terms["squared_error"]
-        metrics |= {f"{name}_weighted": term for name, term in weighted.items()}
+        metrics |= {f"{name}_weighted": term for name, term in logged.items()}
         if self.training and self.disentanglement.has_estimators:
             metrics["estimator_loss"] = self.disentanglement.estimator_loss(codes)
         return LossOutput(

@@ -76,14 +76,17 @@ class _NegativeBinomial(torch.autograd.Function):
         theta, share, log_ratio, at, cell, gene, y, mu_y, theta_y, sum_y = ctx.saved_tensors
         by_cell, g_y = g.unsqueeze(-1), g.index_select(0, cell)
         y_share = y / sum_y
-        of_y = g_y * (y_share - digamma(y + theta_y))
-        if theta.dim() == 1:
+        shared = theta.dim() == 1
+        alone = theta if shared else theta_y
+        psi_y, psi = digamma(torch.cat([y + theta_y, alone])).split([len(y), len(alone)])
+        if shared:
             with torch.autocast(g.device.type, enabled=False):
                 d_theta = g @ log_ratio + g @ share - g.sum()
-            d_theta.index_add_(0, gene, of_y + g_y * _of_counts(digamma(theta), at, gene))
+            of_y = g_y * (y_share - psi_y + psi.index_select(0, gene))
+            d_theta.index_add_(0, gene, of_y)
         else:
             d_theta = (log_ratio + share).sub_(1).mul_(by_cell)
-            d_theta.view(-1).index_add_(0, at, of_y + g_y * digamma(theta_y))
+            d_theta.view(-1).index_add_(0, at, g_y * (y_share - psi_y + psi))
         d_mu = share * by_cell
         d_mu.view(-1).index_add_(0, at, g_y * (y_share - y / mu_y))
         return d_mu, d_theta, None, None
