@@ -217,6 +217,46 @@ def test_groups_are_of_like_cells_of_one_batch():
     np.testing.assert_allclose(mean_of_group(z, group), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_round_is_the_regression_on_cells_that_overlap():
+    """One type in one batch only, whose cells do not count."""
+    rng = np.random.default_rng(0)
+    cluster, batch = rng.integers(3, size=900), rng.integers(2, size=900)
+    batch[cluster == 2] = 0
+    z = 5 * np.eye(3, 6)[cluster] + np.eye(6)[3] * batch[:, None] + rng.normal(size=(900, 6))
+    alignment = Alignment(6, 2, spherical=False, n_rounds=1, max_clusters=3)
+    alignment.fit(torch.tensor(z, dtype=torch.float32), torch.tensor(batch))
+    centers = alignment.centers[0].double().numpy()
+    squared = np.square(z[:, None] - centers).sum(axis=2)
+    spread = squared.min(axis=1).mean()
+    shares = special.softmax(-squared / (0.15 * spread), axis=1) * overlap(z, batch)[:, None]
+    n, means = group_means(z, batch, shares, 2)
+    levels, shifts = levels_and_shifts(n, means, RBF(np.sqrt(2 * spread))(centers), ridge=30.0)
+    np.testing.assert_allclose(alignment.levels[0], levels, atol=2e-3)
+    np.testing.assert_allclose(alignment.shifts[0], shifts, atol=2e-3)
+
+
+def test_a_round_of_a_new_batch_is_the_common_shift_of_its_groups():
+    rng = np.random.default_rng(1)
+    cluster, batch = rng.integers(3, size=900), rng.integers(3, size=900)
+    offsets = np.array([0.0, 1.0, 2.0])[batch, None] * np.eye(6)[3]
+    z = 5 * np.eye(3, 6)[cluster] + offsets + rng.normal(size=(900, 6))
+    codes, batches = torch.tensor(z, dtype=torch.float32), torch.tensor(batch)
+    alignment = Alignment(6, 3, spherical=False, n_rounds=1, max_clusters=3)
+    alignment.fit(codes[batches < 2], batches[batches < 2])
+    alignment.first_new = 2
+    alignment.fit(codes, batches)
+    new = codes[batches == 2]
+    of_new = torch.full((len(new),), 2)
+    means_of_groups = mean_of_group(new, groups(new, of_new)).double().numpy()
+    centers, levels = alignment.centers[0].double().numpy(), alignment.levels[0].double().numpy()
+    spread = float(alignment.widths[0]) / 0.15
+    squared = np.square(means_of_groups[:, None] - centers).sum(axis=2)
+    shares = special.softmax(-squared / (0.15 * spread), axis=1)
+    n, means = group_means(new.double().numpy(), of_new.numpy(), shares, 3)
+    expected = common_shifts(n, means, levels, RBF(np.sqrt(2 * spread))(centers), 30.0)[2]
+    np.testing.assert_allclose(alignment.shifts[0, 2], np.tile(expected, (3, 1)), atol=2e-3)
+
+
 @pytest.mark.parametrize("n_cells", [1, 2, 60])
 def test_few_cells_and_batches_without_cells(n_cells):
     z = torch.randn(n_cells, 6, generator=torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from scdisentangle import DisentangleModel, _integrate
 from scdisentangle._cli import main
@@ -45,7 +46,9 @@ def default_run(tmp_path_factory):
     small = functools.partial(simulated, n_cells=200, n_genes=80, n_types=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_integrate.data, "simulated", small)
+        torch.set_num_threads(2)
         assert main(["integrate", "-o", str(out), "--max-epochs", "2"]) == 0
+        assert torch.get_num_threads() == 2
     return out
 
 

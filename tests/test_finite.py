@@ -128,6 +128,15 @@ def test_where_looks_are_rare_the_first_bad_step_is_named_and_weights_are_restor
     assert_weights(model, at_call[5])
 
 
+def test_where_looks_are_rare_training_goes_on_to_the_next_one_at_most(model, monkeypatch):
+    monkeypatch.setattr(_finite, "looks_at_every_step", lambda values: False)
+    monkeypatch.setattr(_finite, "STEPS_BETWEEN_LOOKS", 2)
+    at_call = break_from(monkeypatch, model, 2, lambda term, z_bio: term * torch.nan)
+    with pytest.raises(NonFiniteError, match="epoch 1, step 2"):
+        train(model, plan_kwargs={"dis_warmup": 0, "dis_ramp": 0})
+    assert len(at_call) <= 3  # of five in the epoch
+
+
 def test_weights_that_give_no_codes_hide_no_error():
     """The root of a variance below zero: no code is finite, and none can be aligned."""
     adata = data.simulated(n_cells=150, n_genes=60, seed=0)

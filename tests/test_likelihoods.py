@@ -1,5 +1,7 @@
 """Likelihoods against SciPy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,28 @@ def test_the_gradient_of_a_silent_minibatch_is_that_of_zeros():
     theta = torch.full((3,), 2.0, dtype=torch.float64)
     negative_binomial_loss(mu, theta, torch.zeros(2, 3).double()).sum().backward()
     torch.testing.assert_close(mu.grad, torch.full((2, 3), 2 / 2.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("likelihood", CLASSES)
+@pytest.mark.parametrize("gap", [80.0, 95.0, 120.0])
+def test_a_count_where_the_decoder_shows_none_has_a_finite_gradient(likelihood, gap):
+    """As scvi-tools' dense form has; the softmax of these outputs is 0, or all but 0."""
+    output = torch.tensor([[0.0, -gap, 0.0]], requires_grad=True)
+    px = expression_distribution(
+        likelihood, output, torch.tensor([[1000.0]]).log(), torch.zeros(3), torch.zeros(1, 3)
+    )
+    reconstruction_loss(likelihood, px, torch.tensor([[1.0, 5.0, 2.0]])).sum().backward()
+    assert output.grad.isfinite().all()
+    assert output.grad[0, 1] <= 0  # its mean is not to fall
+
+
+@pytest.mark.parametrize("likelihood", CLASSES)
+def test_a_gpu_which_would_wait_to_find_counts_above_zero_takes_the_dense_form(likelihood):
+    values = torch.empty(5, 4, device="meta")
+    parameters = {"rate": values} if likelihood == "poisson" else {"mu": values}
+    px = SimpleNamespace(**parameters)
+    assert not _likelihoods._takes_sparse_form(likelihood, px, values)
+    assert _likelihoods._takes_sparse_form(likelihood, px, torch.empty(5, 4))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 3e-9)])

@@ -381,6 +381,7 @@ def test_what_is_not_frozen_is_trained(cells):
         freed = mapped(model, query, 2, **{option: False, "freeze_dropout": True})
         assert part not in unchanged(freed)
         assert all(p == 0 for p in dropouts(freed))
+    assert dropouts(mapped(model, query, 1)) == dropouts(model)
 
 
 def dropouts(model):

@@ -49,6 +49,12 @@ def test_epochs_by_default_are_300_minibatches_of_few_cells_and_fewer_of_many(n_
     assert default_max_epochs(n_cells) == n_epochs
 
 
+@pytest.mark.parametrize("n_cells", [0, -5, 2.5])
+def test_epochs_are_for_some_cells(n_cells):
+    with pytest.raises(InputError, match=f"n_obs={n_cells} must be"):
+        default_max_epochs(n_cells)
+
+
 @pytest.mark.parametrize(("n_cells", "n_epochs"), [(300, 128), (5_000, 90), (40_000, 45)])
 def test_a_data_module_that_knows_its_number_of_cells_trains_for_as_long(n_cells, n_epochs):
     datamodule = fit(1).trainer.datamodule

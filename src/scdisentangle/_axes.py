@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ._added_later import AddedLater
-from ._relevant_components import means_of_batch
 
 SHORTEST = 1e-4
 """Least variance of an axis, as a share of the largest."""
@@ -67,7 +67,8 @@ class Axes(AddedLater):
         if self.of_reference:
             return
         values = z.cpu().numpy().astype(np.float64)
-        within = values - means_of_batch(values, batch.cpu().numpy())
+        of_batch = pd.DataFrame(values).groupby(batch.cpu().numpy())
+        within = values - of_batch.transform("mean").to_numpy()
         variances, axes = np.linalg.eigh(within.T @ within / len(within))
         if not variances[-1] > 0:
             return

@@ -90,7 +90,7 @@ def check_share(**options: float) -> None:
     _check(lambda value: 0 <= value <= 1, "a number from 0 to 1", options)
 
 
-def check_part(**options: float) -> None:
+def check_rate(**options: float) -> None:
     """Raise :class:`InputError` unless every option is a number in [0, 1)."""
     _check(lambda value: 0 <= value < 1, "a number from 0 to below 1", options)
 

@@ -73,9 +73,7 @@ class InputsMixin:
         if self.use_size_factor_key:
             library = self.library_of_size_factors(tensors)
         else:
-            library = (
-                x.sum(dim=1, keepdim=True).clamp(min=1.0 if self.log_normalize else 1e-8).log()
-            )
+            library = x.sum(dim=1, keepdim=True).clamp(min=1e-8).log()
         return {
             MODULE_KEYS.X_KEY: x,
             MODULE_KEYS.LIBRARY_KEY: library,

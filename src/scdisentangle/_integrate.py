@@ -23,7 +23,8 @@ from ._errors import InputError
 from ._model import DisentangleModel
 from ._scores_table import scores_table
 from ._training import default_max_epochs
-from .pl._words import CODES
+from .pl._words import TITLES
+from .pp._threads import threads_kept
 from .tl._checks import check_obs
 
 UNINTEGRATED, BIO, BATCH = "X_unintegrated", "X_disentangle", "X_disentangle_batch"
@@ -137,8 +138,9 @@ def _train(
     model = DisentangleModel(selected, **options)
     likelihood = model.module.gene_likelihood
     steps.start("Train", f"the model on {selected.n_vars:,} genes, gene_likelihood='{likelihood}'")
-    torch.set_num_threads(1)  # minibatches are small: more threads wait for one another
-    model.train(max_epochs=arguments.max_epochs, default_root_dir=str(folder))
+    with threads_kept():
+        torch.set_num_threads(1)  # minibatches are small: more threads wait for one another
+        model.train(max_epochs=arguments.max_epochs, default_root_dir=str(folder))
     return model
 
 
@@ -224,8 +226,8 @@ def _draw(
     steps.start("Draw", "UMAPs before and after, the losses and the report")
     titles = {
         UNINTEGRATED: "Unintegrated PCA",
-        BIO: CODES["z_bio"],
-        BATCH: CODES["z_nio"],
+        BIO: TITLES["z_bio"],
+        BATCH: TITLES["z_nio"],
     }
     for key in titles:
         steps.console.print(f"  UMAP of {key}")

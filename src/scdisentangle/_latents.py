@@ -17,7 +17,7 @@ from ._errors import InputError, check_choice
 from ._validation import positions
 
 Representation = Literal["bio", "batch", "joint"]
-CODES = {"bio": ("bio",), "batch": ("nio",), "joint": ("bio", "nio")}
+PARTS = {"bio": ("bio",), "batch": ("nio",), "joint": ("bio", "nio")}
 
 
 class LatentMixin:
@@ -77,6 +77,11 @@ class LatentMixin:
         The codes of the next cells, shape ``(n_cells, n_latent)``; mean and variance with
         ``return_dist``.
 
+        Raises
+        ------
+        InputError
+            As :meth:`get_latent_representation`, once the first codes are asked for.
+
         Examples
         --------
         >>> import numpy as np
@@ -88,8 +93,8 @@ class LatentMixin:
         >>> sum(len(codes) for codes in model.iter_latent_representation(batch_size=32))
         200
         """
-        check_choice("representation", representation, CODES)
-        codes = CODES[representation]
+        check_choice("representation", representation, PARTS)
+        codes = PARTS[representation]
         n_samples = None if give_mean or return_dist else 1
         for outputs in self._run_encoder(
             adata, indices, batch_size, dataloader, n_samples, **data_loader_kwargs

@@ -100,8 +100,9 @@ class DisentangleModel(
     gene_likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"`` for counts; ``"mse"``, ``"normal"`` for normalised
         values, or for counts that are then normalised. ``None`` takes ``"nb"`` where the
-        registered values are counts and ``"mse"`` where they are not, and says which. Counts are
-        never negative, and whole, or some of them larger than logarithms are (30).
+        registered values are counts and ``"mse"`` where they are not, and says which. Values are
+        taken for counts if none is negative and either all are whole or some are above 30, which
+        no logarithm of a count is.
     objective
         What makes ``z_bio`` and ``z_nio`` carry different things: a name, a mapping of names to
         weights or options, or ``None``; see :data:`~scdisentangle.objectives.OBJECTIVES`.

@@ -32,8 +32,8 @@ from ._errors import (
     check_count,
     check_not_negative,
     check_options,
-    check_part,
     check_positive,
+    check_rate,
 )
 from ._freezing import FreezingMixin
 from ._gene_shifts import GeneShifts
@@ -101,8 +101,8 @@ class DisentangleModule(
         Share of genes that is hidden from the encoder of ``z_bio`` in training, in [0, 1). They are
         at their mean, or at 0 with ``n_components=0``.
     nio_noise_factor
-        Noise on the input of the encoder of ``z_nio``, as a multiple of that on ``z_bio``'s. It
-        learns batches by heart where a batch has few cells; noise keeps it from that.
+        Noise on the input of the encoder of ``z_nio``, as a multiple of that on ``z_bio``'s.
+        Without it, that encoder learns the cells of small batches by heart.
     gene_likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts; ``"mse"`` (squared error) or ``"normal"``
         on the normalised scale.
@@ -110,10 +110,11 @@ class DisentangleModule(
         What of the reconstruction trains the codes: ``"likelihood"``, that of ``gene_likelihood``;
         ``"squared_error"`` on the normalised scale,
         :func:`~scdisentangle.objectives.calibrated`; or ``"both"``. For squared error the decoder
-        shows normalised values beside the distribution of counts; where it is alone, the loss of
-        these trains no more than the layer that makes them. ``None`` is ``"both"`` where the
-        encoder of ``z_bio`` sees components, and ``"likelihood"`` where it sees genes or is
-        variational, or the likelihood is ``"normal"``; see the user guide.
+        shows normalised values beside the distribution of counts. With ``"squared_error"`` the
+        likelihood trains the decoder's output layers, and no gradient of it reaches the codes.
+        ``None`` is ``"both"`` where the encoder of ``z_bio`` sees components, and
+        ``"likelihood"`` where it sees genes or is variational, or the likelihood is ``"normal"``;
+        see the user guide.
     dispersion
         Whether a gene has one dispersion, or one in each batch, label or cell.
     log_normalize
@@ -226,7 +227,7 @@ class DisentangleModule(
         super().__init__()
         check_count(n_latent_bio=n_latent_bio, n_latent_nio=n_latent_nio, n_layers=n_layers)
         check_count(n_hidden=n_hidden, n_hidden_nio=n_hidden_nio)
-        check_part(dropout_rate=dropout_rate, input_dropout=input_dropout)
+        check_rate(dropout_rate=dropout_rate, input_dropout=input_dropout)
         check_positive(median_library=median_library, counts_per_size_factor=counts_per_size_factor)
         check_not_negative(kl_weight_bio=kl_weight_bio, kl_weight_nio=kl_weight_nio)
         check_not_negative(nio_noise_factor=nio_noise_factor)
@@ -389,7 +390,7 @@ class DisentangleModule(
             Draws from the posterior of variational codes; more than one come first in the shape.
             ``None`` takes the mean, and one draw in training.
         above_zero
-            Where ``x`` is not 0, as an index of the flattened matrix, where it is known.
+            Where ``x`` is above 0, as an index of the flattened matrix, where it is known.
         encode_nio
             Whether to encode ``z_nio``. If not, it is that of the cell's batch,
             :attr:`NioFlow.of_batch`, and no gradient reaches what it is made of.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.linalg import eigh
 from scipy.sparse import block_diag, csr_array
@@ -135,7 +136,7 @@ def relevant_components(
         return np.zeros((0, x.shape[1])), np.zeros(0)
     principal = PCA(n_found, random_state=0).fit(x)
     z = principal.transform(x).astype(np.float64)
-    within = z - means_of_batch(z, batch)
+    within = z - pd.DataFrame(z).groupby(batch).transform("mean").to_numpy()
     spread = within.T @ within / len(z)
     ridge = (RIDGE * np.trace(spread) / n_found + 1e-12) * np.eye(n_found)
     compared = within[:, : N_COMPARED[0]]
@@ -215,11 +216,3 @@ def shrunk(covariance: np.ndarray, matched: csr_array) -> np.ndarray:
     n = weights.sum() ** 2 / (np.square(weights).sum() or 1.0)
     p = len(covariance)
     return (n * covariance + np.trace(covariance) * np.eye(p)) / (n + p)
-
-
-def means_of_batch(z: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    """For each cell the mean over its batch, of the shape of ``z``."""
-    _, of_cell, n = np.unique(batch, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(n), z.shape[1]))
-    np.add.at(sums, of_cell, z)
-    return (sums / n[:, None])[of_cell]

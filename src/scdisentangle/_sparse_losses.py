@@ -15,8 +15,12 @@ ABOVE_ZERO_KEY = "X_above_zero"
 """Key in a minibatch: :func:`where_above_zero` of its values, where the loader knows it."""
 
 
+SMALLEST_MEAN = 1e-30
+"""Added to the mean of a count, whose gradient is not finite where a softmax has come to 0."""
+
+
 def where_above_zero(counts: Tensor) -> Tensor:
-    """Where counts are not 0, as an index of the flattened matrix, shape ``(n_above_zero,)``."""
+    """Where counts are above 0, as an index of the flattened matrix, shape ``(n_above_zero,)``."""
     return (counts.reshape(-1) > 0).nonzero().squeeze(-1)
 
 
@@ -59,7 +63,7 @@ class _NegativeBinomial(torch.autograd.Function):
         n_of_cell, cell, gene = _places(at, counts)
         ratio = mu / theta
         log_ratio = torch.log1p(ratio)
-        y, mu_y = _at(counts, at), _at(mu, at).add_(torch.finfo(mu.dtype).tiny)
+        y, mu_y = _at(counts, at), _at(mu, at).add_(SMALLEST_MEAN)
         theta_y = _of_counts(theta, at, gene)
         sum_y = theta_y + mu_y
         of_y = y * (mu_y / sum_y).log_()
@@ -125,7 +129,7 @@ def zero_inflated_loss(
     )
     theta_y = _of_counts(theta, at, gene)
     of_y = (
-        y * ((mu_y + torch.finfo(mu.dtype).tiny) / theta_y).log()
+        y * ((mu_y + SMALLEST_MEAN) / theta_y).log()
         - (y + theta_y) * log_ratio_y
         + _log_binomial(y, theta_y, _of_counts(theta.lgamma(), at, gene))
         - softplus(zi_y)
@@ -149,7 +153,7 @@ def poisson_loss(rate: Tensor, counts: Tensor, above_zero: Tensor | None = None)
     """
     at = where_above_zero(counts) if above_zero is None else above_zero
     n_of_cell, _, _ = _places(at, counts)
-    y, rate_y = _at(counts, at), _at(rate, at) + torch.finfo(rate.dtype).tiny
+    y, rate_y = _at(counts, at), _at(rate, at) + SMALLEST_MEAN
     of_y = y * rate_y.log() - torch.lgamma(y + 1)
     return rate.sum(dim=-1) - _sum_of_cell(of_y, n_of_cell)
 

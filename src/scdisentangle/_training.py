@@ -344,11 +344,17 @@ def default_max_epochs(n_obs: int) -> int:
     n_obs
         Number of cells.
 
+    Raises
+    ------
+    InputError
+        If that is no positive whole number.
+
     Examples
     --------
     >>> import scdisentangle
     >>> scdisentangle.default_max_epochs(5_000), scdisentangle.default_max_epochs(40_000)
     (90, 45)
     """
+    check_count(n_obs=n_obs)
     enough = round(300 * 128 / n_obs)
     return max(1, min(max(90, min(enough, 400)), round(90 * 20_000 / n_obs)))

@@ -188,6 +188,9 @@ def test_places_above_zero_are_given_where_they_are_those_of_the_matrix():
     rows.x.data[0] = 0  # of the first cell: stored, yet not above zero
     assert ABOVE_ZERO_KEY not in rows[[0]]
     assert ABOVE_ZERO_KEY in rows[[1]]
+    twice = np.array([0.5, 0.5, 2.0], np.float32), np.array([1, 1, 3]), np.array([0, 3])
+    rows.x = sparse.csr_matrix(twice, shape=(1, 60))  # a value in two parts, so in two places
+    assert ABOVE_ZERO_KEY not in rows[[0]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

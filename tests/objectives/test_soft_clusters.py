@@ -9,6 +9,7 @@ from scipy.special import softmax
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scdisentangle.objectives._soft_clusters import soft_clusters
 
@@ -33,6 +34,24 @@ def test_is_a_constant_that_does_not_change_from_call_to_call():
     members = soft_clusters(z, 6)
     assert not members.requires_grad
     assert torch.equal(members, soft_clusters(z, 6))
+
+
+def test_no_number_is_asked_for_on_the_way():
+    """On a GPU each would wait for it; those of one_hot are checks that only a CPU makes."""
+
+    class Asked(TorchDispatchMode):
+        n = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.n += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    z = torch.randn(30, 4)
+    with Asked() as of_one_hot:
+        torch.nn.functional.one_hot(torch.arange(6), 6)
+    with Asked() as asked:
+        soft_clusters(z, 6, n_steps=3)
+    assert asked.n == 3 * of_one_hot.n
 
 
 def test_more_clusters_than_cells():

@@ -4,6 +4,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 import torch
+from mudata import MuData
 
 from scdisentangle import InputError, pp
 from scdisentangle.data import simulated
@@ -223,3 +224,9 @@ def test_entries_that_are_stored_in_parts(adata):
 def test_what_is_no_anndata(what):
     with pytest.raises(InputError, match="must be an AnnData"):
         pp.select_genes(what, 10)
+
+
+@pytest.mark.parametrize("step", [pp.select_genes, pp.pca])
+def test_a_modality_is_asked_for(adata, step):
+    with pytest.raises(InputError, match=r"pass it, mdata.mod\['rna'\]"):
+        step(MuData({"rna": adata}))

@@ -29,17 +29,19 @@ def test_the_effect_that_was_simulated_is_found():
     np.testing.assert_allclose(found.sum(axis=1), 0.0, atol=1e-6)
 
 
-def test_each_batch_has_the_same_draws_of_a_variational_code():
+def test_each_batch_has_the_same_draws_of_a_variational_code(monkeypatch):
     """A decoder that does not see the batch has no effect, whatever is drawn."""
     adata = simulated(n_cells=150, n_genes=40, n_types=2)
     adata.obs["batch"] = adata.obs["batch"].cat.rename_categories({"batch_0": "all"})
     model = trained(adata, kl_weight_bio=1.0, batch_in_decoder=False, n_latent_bio=5)
     model.module.decoder.trunk.fc_layers[0][0].weight.data[:, 5:] = 0.0
-    before = torch.random.get_rng_state()
+    before, seeded = torch.random.get_rng_state(), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     effect = batch_effect(model, max_cells=100, seed=3)
     np.testing.assert_allclose(effect, 0.0, atol=1e-6)
     assert effect.attrs["unit"] == "log2"
     assert torch.random.get_rng_state().equal(before)
+    assert not seeded  # the model is on a CPU
     assert "unit" not in batch_effect(trained(adata, 1, gene_likelihood="mse")).attrs
 
 

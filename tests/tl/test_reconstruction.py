@@ -8,7 +8,7 @@ from scvi.distributions import NegativeBinomial
 from scdisentangle import DisentangleModel
 from scdisentangle.data import simulated
 from scdisentangle.tl import _reconstruction
-from scdisentangle.tl._reconstruction import reconstruction_shares
+from scdisentangle.tl._reconstruction import others, reconstruction_shares
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_errors_are_those_of_cells_that_are_given_the_codes_of_others(model):
     """By hand, on one minibatch, with scvi-tools' distribution."""
     rng = np.random.default_rng(0)
     cells = rng.permutation(150)[:100]
-    of_bio, of_nio = rng.permutation(100), rng.permutation(100)
+    of_bio, of_nio = others(100, rng)
     adata, module, own = model.adata[cells], model.module, np.arange(100)
     z_bio, z_nio = (
         torch.tensor(model.get_latent_representation(indices=cells, representation=code))
@@ -70,6 +70,18 @@ def test_errors_are_those_of_cells_that_are_given_the_codes_of_others(model):
     assert shares["z_bio"] == pytest.approx(expected, rel=1e-4)
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares == reconstruction_shares(model, max_cells=100)
+
+
+@pytest.mark.parametrize("n", [3, 5, 40])
+def test_nobody_is_given_an_own_code_nor_two_of_one_cell(n):
+    for seed in range(20):
+        of_bio, of_nio = others(n, np.random.default_rng(seed))
+        own = torch.arange(n)
+        assert of_bio.sort().values.equal(own)
+        assert of_nio.sort().values.equal(own)
+        assert (of_bio != own).all()
+        assert (of_nio != own).all()
+        assert (of_bio != of_nio).all()
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "mse", "normal"])

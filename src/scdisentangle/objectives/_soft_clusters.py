@@ -48,9 +48,9 @@ def soft_clusters(z: Tensor, n_clusters: int, n_steps: int = 5) -> Tensor:
 def _spread_out(z: Tensor, n: int) -> Tensor:
     """Farthest-point choice of ``n`` rows, starting at the one nearest to the mean."""
     squared = squared_distances(z)
-    chosen = [squared.sum(1).argmin()]
+    chosen = [squared.sum(1).argmin().view(1)]  # an index without a dimension waits for the device
     to_chosen = squared[chosen[0]]
     for _ in range(n - 1):
-        chosen.append(to_chosen.argmax())
+        chosen.append(to_chosen.argmax(1))
         to_chosen = torch.minimum(to_chosen, squared[chosen[-1]])
-    return z[torch.stack(chosen)]
+    return z[torch.cat(chosen)]

@@ -64,7 +64,7 @@ def mutual_nearest_neighbours(x: Tensor, batch: Tensor, n_neighbors: int) -> Ten
     Parameters
     ----------
     x
-        Normalised expression, shape ``(n_cells, n_genes)``.
+        Expression or components, shape ``(n_cells, n_dimensions)``.
     batch
         Batch of each cell, shape ``(n_cells,)``.
     n_neighbors
@@ -259,8 +259,9 @@ class Contrastive(Objective):
             yield every, label_positives(labels, codes.batch)[:, viewed], others & unlike
         elif self.positives == "labels":
             raise InputError(
-                "The objective 'contrastive' with positives='labels' needs labels. Register a "
-                "labels_key in setup_anndata, or take positives='auto'."
+                "The objective 'contrastive' with positives='labels' needs cells of two labels and "
+                "more, and none or one is registered. Register a labels_key in setup_anndata, or "
+                "take positives='auto'."
             )
 
     def _uses(self, kind: str) -> bool:

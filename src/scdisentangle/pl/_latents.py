@@ -15,12 +15,12 @@ from scdisentangle.tl._umap import has_neighbourhoods, umap_coordinates
 
 from ._finish import finish
 from ._palette import MISSING, category_colors, is_continuous
-from ._words import CODES, plain
+from ._words import TITLES, plain
 
 _REPRESENTATIONS = {
     "X_pca": "Unintegrated PCA",
-    "X_disentangle": CODES["z_bio"],
-    "X_disentangle_batch": CODES["z_nio"],
+    "X_disentangle": TITLES["z_bio"],
+    "X_disentangle_batch": TITLES["z_nio"],
 }
 _PANEL = 3.4
 _LEGEND, _LEGEND_ROWS = 1.7, 14

@@ -16,7 +16,7 @@ from scdisentangle.tl._questions import of_groups
 from scdisentangle.tl._verdict import SIGNIFICANT, above
 
 from ._finish import finish
-from ._words import CODES, plain
+from ._words import TITLES, plain
 
 REPORT, TABLE = "disentanglement", "leakage"
 """Where :mod:`scdisentangle.tl` keeps a report, and the table of its ``leakage``."""
@@ -86,7 +86,7 @@ def leakage(
         pd.concat([part.pivot(index="within", columns="code", values=name) for part in parts])
         for name in ("far", "p_value")
     )
-    columns = [code for code in CODES if code in values.columns]
+    columns = [code for code in TITLES if code in values.columns]
     values, p_values = values[columns], p_values[columns]
     if ax is None:
         longest = max(len(str(name)) for name in values.index)
@@ -95,7 +95,7 @@ def leakage(
     shown = np.ma.masked_invalid(values.to_numpy(float))
     image = ax.imshow(shown, cmap=_CMAP, vmin=0.0, vmax=1.0, aspect="auto")
     ax.set_facecolor(_NOT_ASKED)
-    ax.set_xticks(range(len(columns)), [CODES[code] for code in columns])
+    ax.set_xticks(range(len(columns)), [TITLES[code] for code in columns])
     ax.set_yticks(range(len(values)), map(plain, values.index))
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)

@@ -19,7 +19,7 @@ from scdisentangle.tl._verdict import SIGNIFICANT
 
 from ._finish import finish, own_axes
 from ._leakage import report_of
-from ._words import CODES, COLORS, plain
+from ._words import COLORS, TITLES, plain
 
 _STATUS = {
     "good": "#009E73",
@@ -121,7 +121,7 @@ def _bars(ax: Axes, probes: pd.DataFrame) -> None:
             continue
         x = len(names)
         names.append(name.replace(", ", ",\n"))
-        for shift, code in enumerate(CODES):
+        for shift, code in enumerate(TITLES):
             for value in rows.loc[rows["code"] == code, "value"]:
                 ax.bar(x + (shift - 1) * width, value, width * 0.92, color=COLORS[code])
         luck = rows["luck"].mean()
@@ -132,8 +132,8 @@ def _bars(ax: Axes, probes: pd.DataFrame) -> None:
     ax.set_title("What can be read from each code", size="medium", loc="left")
     ax.spines[["top", "right"]].set_visible(False)
     handles = [
-        plt.Rectangle((0, 0), 1, 1, color=COLORS[code], label=CODES[code])
-        for code in CODES
+        plt.Rectangle((0, 0), 1, 1, color=COLORS[code], label=TITLES[code])
+        for code in TITLES
         if code in set(probes["code"])
     ]
     handles.append(Line2D([], [], color="black", linewidth=1.2, label="luck"))
@@ -179,7 +179,7 @@ def _dimensions_and_shares(ax: Axes, table: pd.DataFrame) -> None:
         if rows.empty:
             continue
         ax.text(0.0, y, title, va="center", size="small", color="#444444")
-        for code in (code for code in CODES if code in rows.index):
+        for code in (code for code in TITLES if code in rows.index):
             y -= 1.0
             value = rows[code]
             length = max(value / rows.max(), 0.0) if np.isfinite(value) else 0.0
@@ -187,7 +187,7 @@ def _dimensions_and_shares(ax: Axes, table: pd.DataFrame) -> None:
             words = format(value, form) if np.isfinite(value) else "–"
             ax.text(length + 0.03, y, words, va="center", size="small")
             positions.append(y)
-            names.append(CODES[code])
+            names.append(TITLES[code])
         y -= 1.4
     ax.set_ylim(min(y + 0.4, -5.5), 0.6)
     ax.set_xlim(0, 1.25)

@@ -1,6 +1,6 @@
 """How the codes are called, and coloured, in pictures."""
 
-CODES = {
+TITLES = {
     "z_bio": r"$z_\mathrm{bio}$",
     "z_nio": r"$z_\mathrm{nio}$",
     "unintegrated": "before",

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
+from mudata import MuData
 
 from scdisentangle import _columns, _validation
+from scdisentangle._errors import InputError
 from scdisentangle._values import are_counts
 
 
@@ -19,6 +21,8 @@ def log_expression(adata: ad.AnnData, layer: str | None, batch_key: str | None) 
     log1p-transformed. Other values are taken to be normalised and stay as they are.
     """
     _validation.check_is_anndata(adata)
+    if isinstance(adata, MuData):
+        raise InputError("Genes are of one modality: pass it, mdata.mod['rna'].")
     _validation.check_layer(adata, layer)
     _columns.check_columns(adata, {"batch_key": batch_key})
     _validation.check_values(adata, layer)

@@ -66,8 +66,10 @@ def batch_effect(model: DisentangleModel, *, max_cells: int = 2000, seed: int = 
     device = model.module.gene_shifts.shifts.device
     means = {}
     for batch in batches:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # the same draw of a variational code for each batch
+        on_cpu = device.type == "cpu"  # where no GPU is seeded, either
+        with torch.random.fork_rng([] if on_cpu else range(torch.cuda.device_count())):
+            # the same draw of a variational code for each batch
+            (torch.default_generator if on_cpu else torch).manual_seed(seed)
             values = model.get_normalized_expression(
                 indices=cells, transform_batch=[batch], return_numpy=True, silent=True
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scdisentangle._likelihoods import reconstruction_loss
 from scdisentangle._model import DisentangleModel
@@ -54,7 +55,7 @@ def reconstruction_shares(
         inferred = module.inference(**inputs)
         own = module._get_generative_input(tensors, inferred)
         n = len(own["z_bio"])
-        of_bio, of_nio = (torch.as_tensor(rng.permutation(n)) for _ in range(2))
+        of_bio, of_nio = others(n, rng)
         target = module.likelihood_target(tensors, inferred)
         for own_bio, own_nio in errors:
             given = dict(own)
@@ -73,3 +74,11 @@ def reconstruction_shares(
     last = errors[False, True] - errors[True, True]
     share = (alone + last) / (2 * explained)
     return {"z_bio": share, "z_nio": 1.0 - share}
+
+
+def others(n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """For each of ``n`` cells two other ones, ``(n,)`` each, and each cell once in either."""
+    in_a_ring = torch.as_tensor(rng.permutation(n))
+    after, before = torch.empty_like(in_a_ring), torch.empty_like(in_a_ring)
+    after[in_a_ring], before[in_a_ring] = in_a_ring.roll(-1), in_a_ring.roll(1)
+    return after, before
