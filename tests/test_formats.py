@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+import torch
 from anndata.experimental import AnnCollection
 from huggingface_hub import ModelCard
 from mudata import MuData
@@ -416,6 +417,10 @@ def test_a_model_made_of_nothing_takes_its_sizes_from_the_data_module(adata, tmp
     assert shapes == {name: weights.shape for name, weights in known.module.state_dict().items()}
     codes = model.get_latent_representation(dataloader=datamodule.train_dataloader())
     assert np.isfinite(codes).all()
+    shifts = model.module.alignment.shifts.clone()
+    for _ in range(3):
+        model.align(datamodule, progress_bar=False)  # which shows the cells in another order
+        torch.testing.assert_close(model.module.alignment.shifts, shifts, atol=1e-3, rtol=0)
     cells = datamodule.train_dataloader()
     expression = model.get_normalized_expression(dataloader=cells, return_numpy=True)
     np.testing.assert_allclose(expression.sum(axis=1), 1, rtol=1e-5)
