@@ -438,3 +438,18 @@ def test_square_brackets_are_text(adata, tmp_path, capsys):
 def test_a_folder_in_place_of_a_file(tmp_path, capsys):
     assert run(tmp_path, tmp_path / "out") == 2
     assert "it is a folder" in error_of(capsys)
+
+
+def test_cells_that_the_selection_of_genes_empties_are_told(tmp_path, capsys):
+    counts = np.ones((60, 20), np.float32)
+    counts[:, :10] *= np.random.default_rng(0).poisson(20, (60, 10))
+    counts[3, :10] = 0  # the genes that vary
+    adata = ad.AnnData(
+        counts, obs=pd.DataFrame({"batch": ["a", "b"] * 30}, index=map(str, range(60)))
+    )
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    assert run(tmp_path / "cells.h5ad", tmp_path / "out", "--n-top-genes", "5") == 2
+    error = error_of(capsys)
+    assert (
+        "1 cells have no counts in the 5 selected genes: '3'. Select more, --n-top-genes" in error
+    )

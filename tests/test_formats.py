@@ -288,6 +288,8 @@ def test_anncollection_gives_what_the_data_in_memory_give(adata, model, tmp_path
     np.testing.assert_allclose(
         trained.get_latent_representation(), model.get_latent_representation()[order], atol=1e-5
     )
+    with pytest.raises(InputError, match="cannot stay on the device: they are a collection"):
+        trained.train(1, data_on_device=True)
     before = trained.get_reconstruction_error()["reconstruction_loss"]
     trained.train(5, enable_progress_bar=False)
     assert trained.get_reconstruction_error()["reconstruction_loss"] < before

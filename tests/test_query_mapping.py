@@ -1,5 +1,6 @@
 """A new batch on a trained model (scArches)."""
 
+import warnings
 from copy import deepcopy
 from itertools import product
 
@@ -344,6 +345,24 @@ def test_labels_of_a_reference_that_moves_are_left_out(cells, options):
     query_model = mapped(model, query, 1, **options)
     with pytest.raises(InputError, match="No cell is labelled"):
         query_model.predict()
+
+
+def test_a_query_of_other_gene_names_is_told_so(cells):
+    model = fit(cells[0].copy(), 1)
+    query = cells[1].copy()
+    query.var_names = [f"ENSG{i}" for i in range(query.n_vars)]
+    with pytest.raises(InputError, match=r"No gene of adata.*'ENSG0', .*'gene_0', .*symbols"):
+        DisentangleModel.prepare_query_anndata(query, model)
+
+
+def test_raw_values_that_stay_are_not_warned_of(cells):
+    model = fit(cells[0].copy(), 1)
+    query = cells[1][:, 5:].copy()
+    query.raw = query.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*raw")
+        DisentangleModel.prepare_query_anndata(query, model)
+    assert query.raw is not None
 
 
 @pytest.mark.parametrize("names", ["obs_names", "var_names"])

@@ -70,6 +70,8 @@ def test_two_models_in_one_folder_by_prefix(model, tmp_path):
     model.save(tmp_path / "models", prefix="a_")
     model.save(tmp_path / "models", prefix="b_", overwrite=True)
     assert files(tmp_path / "models") == ["a_model.pt", "b_model.pt"]
+    with pytest.raises(InputError, match="with prefix=, one of 'a_', 'b_'.*pass the loaded model"):
+        DisentangleModel.load_query_data(model.adata.copy(), str(tmp_path / "models"))
     loaded = DisentangleModel.load(tmp_path / "models", model.adata.copy(), prefix="b_")
     np.testing.assert_allclose(codes(loaded), codes(model))
 

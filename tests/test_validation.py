@@ -50,6 +50,42 @@ def test_missing_key(argument, kwargs):
         DisentangleModel.setup_anndata(make(), **kwargs)
 
 
+def test_columns_of_scvi_tools_are_not_offered():
+    adata = make()
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+    assert "_scvi_batch" in adata.obs
+    with pytest.raises(InputError, match=r"Known: batch\.$"):
+        DisentangleModel.setup_anndata(adata, batch_key="donor")
+
+
+def test_columns_of_one_name():
+    adata = make()
+    adata.obs = pd.concat([adata.obs, adata.obs[["batch"]]], axis=1)
+    with pytest.raises(InputError, match="several columns named 'batch'.*duplicated"):
+        DisentangleModel.setup_anndata(adata, batch_key="batch")
+    adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]
+    DisentangleModel.setup_anndata(adata, batch_key="batch")
+
+
+def test_missing_values_among_several_types_are_told_first():
+    """Text would make a category of them."""
+    adata = make()
+    adata.obs["batch"] = np.resize(np.array([1, "x", None], dtype=object), adata.n_obs)
+    with pytest.raises(InputError, match="has no value for"):
+        DisentangleModel.setup_anndata(adata, batch_key="batch")
+
+
+@pytest.mark.parametrize("key", ["batch_key", "labels_key"])
+def test_categories_that_text_made_of_missing_values_are_warned_of(key):
+    adata = make()
+    adata.obs["of"] = np.resize(["a", "b", "nan"], adata.n_obs)
+    with pytest.warns(UserWarning, match=rf"'of'\] \({key}\) has the value 'nan'.*leave them out"):
+        DisentangleModel.setup_anndata(adata, **{key: "of"})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*has the value")
+        DisentangleModel.setup_anndata(adata, labels_key="of", unlabeled_category="nan")
+
+
 def test_missing_layer():
     with pytest.raises(InputError, match="layer='counts' is not in adata.layers"):
         DisentangleModel.setup_anndata(make(), layer="counts")
@@ -170,8 +206,9 @@ def test_nothing_to_learn_from(shape, what):
 
 def test_one_batch_is_allowed_with_a_warning():
     adata = make(n_batches=1)
-    with pytest.warns(UserWarning, match="one batch only"):
+    with pytest.warns(UserWarning, match="one batch only") as warned:
         model = fitted(adata)
+    assert {w.filename for w in warned if "one batch only" in str(w.message)} == {__file__}
     assert np.isfinite(model.get_latent_representation()).all()
     assert (model.predict_batch() == "b0").all()
 
@@ -258,6 +295,7 @@ def test_new_data_is_checked_as_the_first_was():
     [
         (lambda a: DisentangleModel(a, n_latnt_bio=3), "option 'n_latnt_bio'.*n_latent_bio"),
         (lambda a: DisentangleModel(a, n_latent_bio=0), "n_latent_bio=0"),
+        (lambda a: DisentangleModel(a, n_latents=3), "Did you mean 'n_latent'"),
         (lambda a: DisentangleModel(a, n_latent=0), "n_latent_bio=0"),
         (lambda a: DisentangleModel(a, nio_flow="detach"), "Did you mean 'detached'"),
         (lambda a: DisentangleModel(a, encoder="joint"), "encoder='joint'.*separate, shared"),

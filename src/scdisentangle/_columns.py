@@ -10,6 +10,9 @@ from anndata import AnnData
 
 from ._errors import InputError, MissingKeyError, did_you_mean, name_some, warn_user
 
+MISSING = ("nan", "NaN", "None", "<NA>", "NaT")
+"""What a missing value is as text."""
+
 
 def check_column(adata: AnnData, argument: str, key: str) -> None:
     """Raise :class:`InputError` unless an argument names one column, which ``.obs`` has."""
@@ -19,8 +22,14 @@ def check_column(adata: AnnData, argument: str, key: str) -> None:
             "adata.obs['both'] = adata.obs['a'].astype(str) + ' ' + adata.obs['b'].astype(str)"
         )
     if key not in adata.obs:
+        of_the_user = [name for name in map(str, adata.obs) if not name.startswith("_scvi_")]
         raise MissingKeyError(
-            f"{argument}='{key}' is not in adata.obs. {did_you_mean(key, map(str, adata.obs))}"
+            f"{argument}='{key}' is not in adata.obs. {did_you_mean(key, of_the_user)}"
+        )
+    if (adata.obs.columns == key).sum() > 1:
+        raise InputError(
+            f"adata.obs has several columns named '{key}' ({argument}). To keep the first of each: "
+            "adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]"
         )
 
 
@@ -44,14 +53,6 @@ def check_columns(adata: AnnData, obs_keys: dict[str, str | None]) -> None:
             continue
         check_column(adata, argument, key)
         column = adata.obs[key]
-        named = not pd.api.types.is_numeric_dtype(column)
-        kinds = {type(value).__name__ for value in column.dropna().unique()} if named else set()
-        if len(kinds) > 1:
-            raise InputError(
-                f"adata.obs['{key}'] ({argument}) holds values of several types, "
-                f"{' and '.join(sorted(kinds))}: "
-                f"adata.obs['{key}'] = adata.obs['{key}'].astype(str)"
-            )
         missing = column.isna().to_numpy()
         if missing.any():
             unlabeled = " (unlabeled_category, for a label that is not known)"
@@ -60,6 +61,28 @@ def check_columns(adata: AnnData, obs_keys: dict[str, str | None]) -> None:
                 f"{name_some(adata.obs_names[missing])}. Give them a value"
                 f"{unlabeled if argument == 'labels_key' else ''} or leave them out: "
                 f"adata = adata[adata.obs['{key}'].notna()].copy()"
+            )
+        named = not pd.api.types.is_numeric_dtype(column)
+        kinds = {type(value).__name__ for value in column.unique()} if named else set()
+        if len(kinds) > 1:
+            raise InputError(
+                f"adata.obs['{key}'] ({argument}) holds values of several types, "
+                f"{' and '.join(sorted(kinds))}: "
+                f"adata.obs['{key}'] = adata.obs['{key}'].astype(str)"
+            )
+
+
+def warn_of_missing(
+    adata: AnnData, argument: str, key: str | None, unlabeled_category: object = None
+) -> None:
+    """Warn of categories that are named as text names a missing value."""
+    values = [] if key is None else adata.obs[key].unique()
+    for value in values:
+        if value in MISSING and value != unlabeled_category:
+            warn_user(
+                f"adata.obs['{key}'] ({argument}) has the value '{value}', which astype(str) makes "
+                "of a missing one, and which is taken for a category. If these cells have none, "
+                f"leave them out: adata = adata[adata.obs['{key}'] != '{value}'].copy()"
             )
 
 

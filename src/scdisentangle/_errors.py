@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter, signature
 from math import isfinite
 from numbers import Integral, Real
-
-from scvi import settings
 
 
 class InputError(ValueError):
@@ -28,8 +27,10 @@ class MissingKeyError(InputError, KeyError):
 
 
 def warn_user(message: str) -> None:
-    """Warn of what a function was handed in that calls this one."""
-    warnings.warn(message, UserWarning, stacklevel=settings.warnings_stacklevel)
+    """Warn of what was handed in, at the line outside the package that called into it."""
+    names = (info.frame.f_globals.get("__name__", "") for info in inspect.stack(0))
+    level = next((i for i, name in enumerate(names, 1) if not name.startswith("scdisentangle")), 1)
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def name_some(names: Iterable[object], limit: int = 3) -> str:

@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import _output, data, pl, pp, tl
-from ._errors import InputError
+from ._errors import InputError, name_some
 from ._model import DisentangleModel
 from ._scores_table import scores_table
 from ._training import default_max_epochs
+from ._values import are_counts, matrix, sums_of_cells
 from .pl._words import TITLES
 from .pp._threads import threads_kept
 from .tl._checks import check_obs
@@ -133,6 +134,13 @@ def _train(
     pp.pca(adata, layer=arguments.layer, key_added=UNINTEGRATED)
     scvi.settings.seed = arguments.seed
     selected = adata[:, adata.var["highly_variable"].to_numpy()].copy()
+    empty = sums_of_cells(matrix(selected, arguments.layer)) == 0
+    if empty.any() and are_counts(selected, arguments.layer):
+        raise InputError(
+            f"{empty.sum()} cells have no counts in the {selected.n_vars} selected genes: "
+            f"{name_some(selected.obs_names[empty])}. Select more, --n-top-genes, or leave these "
+            "cells out of the file."
+        )
     DisentangleModel.setup_anndata(selected, batch_key=arguments.batch_key, layer=arguments.layer)
     options = {} if arguments.objective is None else {"objective": _objective(arguments.objective)}
     model = DisentangleModel(selected, **options)

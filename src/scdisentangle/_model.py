@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 
 from anndata import AnnData
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 
 from . import _validation, _values
 from ._data_modules import is_of_data_module
-from ._errors import InputError, check_options
+from ._errors import InputError, check_options, warn_user
 from ._expression import ExpressionMixin
 from ._labels import LabelMixin
 from ._latents import LatentMixin
@@ -155,12 +154,8 @@ class DisentangleModel(
         n_latent_bio = n_latent_bio if n_latent is None else n_latent
         for option, (settled, reason) in SETTLED.items():
             if module_kwargs.pop(option, settled) != settled:
-                warnings.warn(
-                    f"{option}={settled!r} always, whatever is asked for. {reason}",
-                    UserWarning,
-                    stacklevel=settings.warnings_stacklevel,
-                )
-        check_options(module_kwargs, _module_options(), "DisentangleModel")
+                warn_user(f"{option}={settled!r} always, whatever is asked for. {reason}")
+        check_options(module_kwargs, {"n_latent", *_module_options()}, "DisentangleModel")
         knows_nothing = adata is None and registry is None
         super().__init__(adata, NOTHING_REGISTERED if knows_nothing else registry)
         self._module_init_on_train = knows_nothing

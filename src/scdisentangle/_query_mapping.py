@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import copy
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from scvi.nn import FCLayers
 from torch import Tensor, nn
 
 from ._data_modules import as_of_anndata, is_of_data_module
-from ._errors import InputError
+from ._errors import InputError, name_some
 from ._saving import check_model_file
 
 
@@ -138,7 +139,8 @@ class QueryMappingMixin(ArchesMixin):
         Raises
         ------
         InputError
-            If names of cells or genes are not unique, or the file of a model is refused.
+            If names of cells or genes are not unique, no gene is one of the reference's, or the
+            file of a model is refused.
         """
         for names in ("obs_names", "var_names"):
             if not getattr(adata, names).is_unique:
@@ -147,11 +149,20 @@ class QueryMappingMixin(ArchesMixin):
                     f"order: adata.{names}_make_unique()"
                 )
         reference_model = _checked(reference_model, cls.__name__)
+        genes = ArchesMixin.prepare_query_anndata(adata, reference_model, True)
         if return_reference_var_names:
-            return ArchesMixin.prepare_query_anndata(adata, reference_model, True)
+            return genes
+        if not adata.var_names.isin(genes).any():
+            raise InputError(
+                f"No gene of adata is one of the reference's: it has {name_some(adata.var_names)}, "
+                f"and the reference {name_some(genes)}. Name genes alike, all by symbols or all by "
+                "identifiers: adata.var_names = adata.var[...]"
+            )
         prepared = adata if inplace else adata.copy()  # scvi-tools may drop genes of it even so
         uns, raw = prepared.uns, prepared.raw
-        ArchesMixin.prepare_query_anndata(prepared, reference_model, inplace=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Only some AnnData objects have `.raw`")
+            ArchesMixin.prepare_query_anndata(prepared, reference_model, inplace=True)
         prepared.uns = uns  # which scvi-tools leaves out where genes are added, as what follows
         if raw is not None and prepared.raw is None:
             prepared.raw = raw.to_adata()

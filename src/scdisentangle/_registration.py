@@ -211,6 +211,8 @@ class RegistrationMixin:
         if source_registry is not None:
             cls._check_against(adata, source_registry, options.get("extend_categories", False))
             return
+        _columns.warn_of_missing(batched, "batch_key", setup_args["batch_key"])
+        _columns.warn_of_missing(labelled, "labels_key", labels_key, unlabeled)
         _columns.warn_of_batches(batched, setup_args["batch_key"])
         _columns.warn_of_labels(labelled, labels_key, unlabeled)
 

@@ -257,7 +257,10 @@ def check_model_file(path: Path, *class_names: str) -> dict:
         way_out = "Name the folder that save() wrote."
         if others:
             prefixes = [name.removesuffix(SAVE_KEYS.MODEL_FNAME) for name in others]
-            way_out = f"Name the prefix= that it was saved with: {name_some(prefixes)}."
+            way_out = (
+                f"It was saved with a prefix: load it with prefix=, one of {name_some(prefixes)}. "
+                "To map a query, pass the loaded model."
+            )
         raise InputError(f"There is no model file {path}. {way_out}")
     try:
         strange = _strange(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -25,6 +24,7 @@ from ._errors import (
     check_count,
     check_positive,
     check_share,
+    warn_user,
 )
 from ._interruption import Begun, exit_as_asked, resume_arguments
 
@@ -97,12 +97,10 @@ class TrainingMixin(UnsupervisedTrainingMixin):
         batch_size = settings.batch_size if batch_size is None else batch_size
         self._check_training(max_epochs, train_size, batch_size, kwargs)
         if self.module is not None and self.module.is_frozen:
-            warnings.warn(
+            warn_user(
                 "There is nothing to train: all batches of the query are the reference's, or it "
                 "was saved by a version that did not note what of it is frozen; map it again then. "
-                "Its codes are ready.",
-                UserWarning,
-                stacklevel=settings.warnings_stacklevel,
+                "Its codes are ready."
             )
             return None
         self._note_empty_batches()
@@ -314,11 +312,9 @@ class TrainingMixin(UnsupervisedTrainingMixin):
             return
         self._validate_anndata()
         if self.adata.n_obs < batch_size:
-            warnings.warn(
+            warn_user(
                 f"{self.adata.n_obs} cells are fewer than a minibatch (batch_size={batch_size}): "
-                "each epoch is one step. Pass a smaller batch_size for more steps.",
-                UserWarning,
-                stacklevel=settings.warnings_stacklevel + 1,
+                "each epoch is one step. Pass a smaller batch_size for more steps."
             )
 
 

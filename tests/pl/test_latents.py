@@ -174,6 +174,8 @@ def test_show(adata, monkeypatch):
         ({"color": "bach"}, "'bach' is not in adata.obs. Did you mean 'batch'"),
         ({"color": "batch", "use_rep": "X_scvi"}, "'X_scvi' is not in adata.obsm"),
         ({"color": []}, "nothing to draw"),
+        ({"color": None}, "nothing to draw"),
+        ({"color": "batch", "save": True}, "save=True must be the path of a file"),
     ],
 )
 def test_bad_arguments(adata, arguments, message):

@@ -10,7 +10,7 @@ from mudata import MuData
 from scvi.dataloaders import CollectionAdapter
 from sklearn.metrics import roc_auc_score
 
-from scdisentangle import DisentangleModel, InputError
+from scdisentangle import DisentangleModel, InputError, pl, pp
 from scdisentangle.data import simulated, simulated_codes
 from scdisentangle.tl import DisentanglementReport, batch_effect, disentanglement_report
 
@@ -288,8 +288,20 @@ def test_a_model_of_mudata():
         model = DisentangleModel(cells)
         model.train(3, enable_progress_bar=False)
         reports.append(reported(model, None).table)
+        assert pl.report(cells, show=False) is not None
         assert list(batch_effect(model).index) == list(rna.var_names)
     pd.testing.assert_frame_equal(*reports, rtol=1e-3, atol=1e-3)
+    mdata.obsm["X_disentangle"] = model.get_latent_representation()
+    mdata.obsm["X_disentangle_batch"] = model.get_latent_representation(representation="batch")
+    with pytest.raises(InputError, match="'X_pca' is not in adata.obsm, and there are no values"):
+        reported(mdata, None)
+    pp.pca(rna)
+    mdata.obsm["X_pca"] = rna.obsm["X_pca"]
+    of_codes, of_model = (
+        table.set_index(["measure", "code", "target", "within"]).value
+        for table in (reported(mdata, None).table, reports[1])
+    )
+    pd.testing.assert_series_equal(of_codes, of_model[of_codes.index], rtol=1e-3, atol=1e-3)
 
 
 def test_cells_without_a_batch_do_not_make_types_shared():

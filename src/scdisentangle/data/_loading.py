@@ -12,6 +12,7 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS, dataloaders, settings
 from scvi.data import AnnDataManager, AnnTorchDataset
+from scvi.dataloaders import CollectionAdapter
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -94,6 +95,8 @@ class DataSplitter(dataloaders.DataSplitter):
             return f"{', '.join(options)} is an option of scvi-tools' loader"
         if device.type not in ("cpu", "cuda"):
             return f"it is '{device}', neither a CPU nor a CUDA device"
+        if isinstance(source.adata_manager.adata, CollectionAdapter):
+            return "they are a collection"
         if source.adata_manager.adata.isbacked:
             return "they are on disk"
         for key, values in source.data.items():

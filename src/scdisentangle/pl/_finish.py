@@ -29,6 +29,8 @@ def own_axes(ax: Sequence[Axes], n_panels: int) -> np.ndarray:
 def finish(figure: Figure, *, show: bool, save: str | Path | None) -> None:
     """Write the figure to `save` and show it, where asked."""
     if save is not None:
+        if not isinstance(save, str | Path):
+            raise InputError(f"save={save!r} must be the path of a file, as 'picture.png'.")
         figure.savefig(save, dpi=150)
     if show:
         import matplotlib.pyplot as plt

@@ -84,7 +84,7 @@ def latents(
     >>> axes.shape
     (2, 3)
     """
-    colors = [color] if isinstance(color, str) else list(color)
+    colors = [color] if isinstance(color, str) else list(color or [])
     titles = _titles(adata, use_rep)
     check_obs(adata, colors)
     check_obsm(adata, titles)

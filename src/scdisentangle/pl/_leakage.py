@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from mudata import MuData
 
 from scdisentangle._errors import InputError
 from scdisentangle._model import DisentangleModel
@@ -178,7 +179,7 @@ def _not_of_model(
     source: ad.AnnData | DisentangleModel | DisentanglementReport | pd.DataFrame,
 ) -> ad.AnnData | DisentanglementReport | pd.DataFrame:
     """The AnnData of a model; any other source as it is."""
-    if isinstance(source, ad.AnnData | DisentanglementReport | pd.DataFrame):
+    if isinstance(source, ad.AnnData | MuData | DisentanglementReport | pd.DataFrame):
         return source
-    check_is_model(source)
+    check_is_model(source, "a report, or the trained DisentangleModel or AnnData that it is of")
     return source.adata

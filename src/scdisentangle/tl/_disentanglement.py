@@ -3,6 +3,7 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 import pandas as pd
+from mudata import MuData
 from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _get_adata_minify_type
 
@@ -147,7 +148,7 @@ def disentanglement_report(
         Evidence(probes, _confusion(answers), composition, labelled, min_cells=min_cells)
     )
     rows = _other_measures(codes, batch, groups if labelled else None, n_permutations, seed)
-    if not isinstance(model_or_adata, ad.AnnData) and not _lacks_values(adata):
+    if isinstance(model_or_adata, DisentangleModel) and not _lacks_values(adata):
         shares = reconstruction_shares(model_or_adata, seed=seed)
         rows += [_row("reconstruction_share", code, value=share) for code, share in shares.items()]
     report = DisentanglementReport(
@@ -168,7 +169,7 @@ def disentanglement_report(
 def _codes(
     model_or_adata: DisentangleModel | ad.AnnData, use_rep: str, use_rep_batch: str | None
 ) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
-    if isinstance(model_or_adata, ad.AnnData):
+    if isinstance(model_or_adata, ad.AnnData | MuData):
         keys = {"z_bio": use_rep, "z_nio": use_rep_batch}
         check_obsm(model_or_adata, keys.values())
         return model_or_adata, {
@@ -188,9 +189,10 @@ def _unintegrated(
     if key in adata.obsm:
         return finite_codes(adata, key)
     measured, layer = adata, None
-    if not isinstance(model_or_adata, ad.AnnData):
+    if isinstance(model_or_adata, DisentangleModel):
         measured, layer = measurements(adata, model_or_adata.registry["setup_args"])
-    if measured.n_vars == 0 or _lacks_values(adata):
+    # of a MuData without a model, it is not known which modality has the genes
+    if isinstance(measured, MuData) or measured.n_vars == 0 or _lacks_values(adata):
         raise InputError(
             f"'{key}' is not in adata.obsm, and there are no values of genes to compute it from: "
             "add it, or name in unintegrated= the codes to compare with."
