@@ -55,9 +55,12 @@ def test_a_decoder_that_does_not_see_the_batch_has_no_effect(likelihood):
 
 
 def test_what_is_no_model_is_told():
-    for ask in (batch_effect, pl.report, pl.leakage):
-        with pytest.raises(InputError, match="Pass a trained DisentangleModel, not str"):
-            ask("model")
+    with pytest.raises(InputError, match="Pass a trained DisentangleModel, not str"):
+        batch_effect("model")
+    of_report = "Pass a report, or the trained DisentangleModel or AnnData that it is of, not str"
+    for draw in (pl.report, pl.leakage):
+        with pytest.raises(InputError, match=of_report):
+            draw("model")
     message = "Pass a trained DisentangleModel, or an AnnData with codes in obsm, not str"
     with pytest.raises(InputError, match=message):
         disentanglement_report("model", "batch")
