@@ -10,8 +10,40 @@ from scdisentangle._products import Linear
 
 
 @pytest.fixture(autouse=True)
-def any_layer_is_large(monkeypatch):
+def any_layer_is_large_and_no_cpu_is_of_intel(monkeypatch):
     monkeypatch.setattr(_products, "LARGE", 0)
+    monkeypatch.setattr(_products, "_mkl_may_be_slow", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "has_mkl", "expected"),
+    [
+        ({"cpu_name": "Intel Xeon"}, True, False),
+        ({"cpu_name": "AMD EPYC"}, True, True),
+        ({}, True, True),
+        ({"cpu_name": "Neoverse N1"}, False, False),
+    ],
+)
+def test_mkl_is_left_where_it_is_slow(monkeypatch, cpu, has_mkl, expected):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
+    assert _products._mkl_may_be_slow.__wrapped__() is expected
+
+
+def test_an_older_pytorch_does_not_say_whose_the_cpu_is(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    expected = torch.backends.mkl.is_available()
+    assert _products._mkl_may_be_slow.__wrapped__() is expected
+
+
+def test_where_mkl_is_not_slow_products_are_those_of_pytorch(monkeypatch):
+    monkeypatch.setattr(_products, "_mkl_may_be_slow", lambda: False)
+    monkeypatch.setattr(_products, "_product", lambda *args: pytest.fail("oneDNN was used"))
+    own, x = Linear(7, 5), torch.randn(13, 7)
+    expected = nn.functional.linear(x, own.weight, own.bias)
+    torch.testing.assert_close(own(x), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bias", [True, False])

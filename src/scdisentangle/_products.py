@@ -1,4 +1,4 @@
-"""The largest products, which a CPU takes through oneDNN.
+"""The largest products, which a CPU that is not Intel's takes through oneDNN.
 
 PyTorch takes Intel's MKL, which on some CPUs of others runs at less than half of their speed.
 """
@@ -40,9 +40,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and forward_ad.unpack_dual(x).tangent is None
+        and _mkl_may_be_slow()
         and _is_offered()
     )
     return (_Product.apply if takes_onednn else nn.functional.linear)(x, weight, bias)
+
+
+@cache
+def _mkl_may_be_slow() -> bool:
+    """Told by the maker and not by the clock: a seed gives the same weights whatever else runs."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.backends.mkl.is_available() and "Intel" not in capabilities.get("cpu_name", "")
 
 
 @cache
