@@ -41,8 +41,9 @@ def latents(
 
     Before and after: one column for each code, one row for each key of `color`. The layout is read
     from ``adata.obsm[f"{use_rep}_umap"]`` where :func:`scdisentangle.tl.umap` has put it, and
-    computed otherwise. A code with too few distinct values for a UMAP, as a quantised z_nio has, is
-    drawn as one cloud for each value; where the clouds lie means nothing.
+    computed otherwise; a code that was replaced since must be laid out again. A code with too few
+    distinct values for a UMAP, as a quantised z_nio has, is drawn as one cloud for each value;
+    where the clouds lie means nothing.
 
     Parameters
     ----------

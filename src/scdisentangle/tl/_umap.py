@@ -68,6 +68,8 @@ def umap(
 ) -> None:
     """Two-dimensional UMAP of each code, in ``adata.obsm[f"{use_rep}_umap"]``.
 
+    :func:`scdisentangle.pl.latents` draws it. Call this again when a code was replaced.
+
     A code with fewer distinct values than a cell has neighbours, as z_nio has where it is
     quantised, has no neighbourhoods to lay out: each value is drawn as a round cloud, and where
     clouds and the cells in them lie means nothing.
