@@ -84,7 +84,8 @@ def test_codes_come_in_the_order_asked_for(model):
     np.testing.assert_allclose(
         model.get_latent_representation(indices=order),
         model.get_latent_representation()[order],
-        atol=1e-6,
+        rtol=1e-5,  # products of minibatches of another size are rounded otherwise
+        atol=1e-5,
     )
 
 
