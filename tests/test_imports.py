@@ -1,6 +1,7 @@
 """Imports run one way: user API, training plan, module, and what these are made of."""
 
 import ast
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,20 @@ def floor(name: str) -> int:
 
 
 def imported(path: Path) -> set[str]:
-    """First names below the package of what a file imports, also inside of functions."""
+    """Files and folders of the package that a file imports from, also inside of functions."""
     package = path.relative_to(ROOT.parent).parts[:-1]
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            paths = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            start = [*start, *(node.module.split(".") if node.module else [])]
+            paths = [[*start, alias.name] for alias in node.names]
+        else:
             continue
-        start = package[: len(package) - node.level + 1] if node.level else ()
-        parts = [*start, *(node.module.split(".") if node.module else [])]
-        if parts[0] == "scdisentangle":
-            names |= {parts[1]} if parts[1:] else {alias.name for alias in node.names}
-    public = {name for name in names if not list(ROOT.glob(f"{name}*"))}
+        names |= {"".join(parts[1:2]) for parts in paths if parts[0] == ROOT.name}
+    public = {name for name in names if not name or not find_spec(f"{ROOT.name}.{name}")}
     return names - public | {FLOORS[-1] for _ in public}  # which stand at the top
 
 

@@ -39,8 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and forward_ad.unpack_dual(x).tangent is None
         and _mkl_may_be_slow()
+        and forward_ad.unpack_dual(x).tangent is None
         and _is_offered()
     )
     return (_Product.apply if takes_onednn else nn.functional.linear)(x, weight, bias)
